@@ -1,0 +1,77 @@
+"""The native module. `zipcache_rt` wraps it; nothing here is promised to stay."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Progress = Callable[[float], None]  # called with 0..1; an exception it raises stops the work and is raised again
+
+class ZipCacheError(Exception): ...
+class FileError(ZipCacheError): ...
+class ModelError(ZipCacheError): ...
+class ContextError(ZipCacheError): ...
+class ArgumentError(ZipCacheError): ...
+class CancelledError(ZipCacheError): ...
+
+def inspect(path: str, n_ctx: int) -> dict[str, Any]:
+    """{"version", "file_bytes", "metadata": {key: value, arrays longer than 8 as (type, count)},
+    "tensors": [(name, type name, shape tuple, bytes)], "plan": {"n_ctx", "weights_mapped", "weights_repacked", "kv_bytes", "scratch_bytes"}}"""
+
+def ggml_build() -> dict[str, Any]:
+    """{"version", "commit", "source": "wheel" | "source", "features": {"AVX2": True, ...}}"""
+
+class Model:
+    def __init__(self, path: str, device: str, threads: int, repack: bool, progress: Progress | None) -> None: ...
+    @property
+    def info(self) -> dict[str, Any]: ...
+    def tokenize(self, text: bytes, add_bos: bool | None, special: bool) -> list[int]: ...
+    def detokenize(self, ids: list[int], special: bool) -> bytes: ...
+    def piece(self, token: int, special: bool) -> bytes: ...
+    def is_end(self, token: int) -> bool: ...
+    def session(self, n_ctx: int, policy: str) -> Session: ...
+
+class SamplerOptions:
+    def __init__(
+        self,
+        *,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        repetition_penalty: float,
+        presence_penalty: float,
+        frequency_penalty: float,
+        penalty_last_n: int,
+        logit_bias: list[tuple[int, float]],
+        seed: int,
+    ) -> None: ...
+
+class Session:
+    n_ctx: int
+    n_past: int
+    tokens: list[int]  # what the cache holds, oldest first
+    def prefill(self, tokens: NDArray[np.int32], progress: Progress | None) -> None: ...
+    def logits(self) -> NDArray[np.float32]: ...
+    def decode(self, token: int) -> None: ...
+    def score(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]: ...
+    def kv_stats(self) -> dict[str, Any]:
+        """{"bytes", "elements", "bits", "ratio", "n_tokens"}"""
+    def stats(self) -> dict[str, float]:
+        """{"prefill_tokens", "prefill_seconds", "decode_tokens", "decode_seconds"} since the session began"""
+    def fork(self) -> Session: ...
+    def truncate(self, n_tokens: int) -> None: ...
+    def reset(self) -> None: ...
+    def cancel(self) -> None:
+        """From any thread: the call in progress, or the next one, raises CancelledError; the session stays usable."""
+
+class Generation:
+    """One reply in progress. Prefills `tokens` on the first next()."""
+
+    def __init__(
+        self, session: Session, tokens: NDArray[np.int32], max_tokens: int, sampler: SamplerOptions, stop: list[str], progress: Progress | None
+    ) -> None: ...
+    def next(self) -> tuple[str, int, float] | None:
+        """(text, token, logprob), or None at the end. Text may be empty while a UTF-8 character or a stop string is undecided."""
+    finish_reason: str | None  # "stop" (end token or stop string), "length" (max_tokens or context full), None while it runs
