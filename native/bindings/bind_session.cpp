@@ -1,0 +1,70 @@
+#include "bindings/bind.h"
+#include "engine/session.h"
+
+namespace py = pybind11;
+
+namespace zipcache {
+namespace {
+
+using Tokens = py::array_t<int32_t, py::array::c_style>;
+using Floats = py::array_t<float, py::array::c_style>;
+
+void prefill(Session & session, const Tokens & tokens, const PyProgress & progress) {
+    const Progress told = progress_of(progress);
+    const int32_t * data = tokens.data();
+    const auto size = static_cast<size_t>(tokens.size());
+    const py::gil_scoped_release unlocked;
+    session.prefill(data, size, told);
+}
+
+Floats score(Session & session, const Tokens & tokens) {
+    const int32_t * data = tokens.data();
+    const auto size = static_cast<size_t>(tokens.size());
+    Floats logits({py::ssize_t(size), py::ssize_t(session.model()->hparams().n_vocab)});
+    float * out = logits.mutable_data();
+    const py::gil_scoped_release unlocked;
+    session.score(data, size, out);
+    return logits;
+}
+
+Floats logits(const Session & session) {
+    const std::vector<float> values = session.logits();
+    return Floats(py::ssize_t(values.size()), values.data());
+}
+
+py::dict kv_stats(const Session & session) {
+    const KvStats s = session.kv_stats();
+    using namespace py::literals;
+    return py::dict("bytes"_a = s.bytes, "elements"_a = s.elements, "bits"_a = s.bits, "ratio"_a = s.ratio,
+                    "n_tokens"_a = s.n_tokens);
+}
+
+py::dict stats(const Session & session) {
+    const SessionStats s = session.stats();
+    using namespace py::literals;
+    return py::dict("prefill_tokens"_a = s.prefill_tokens, "prefill_seconds"_a = s.prefill_seconds,
+                    "decode_tokens"_a = s.decode_tokens, "decode_seconds"_a = s.decode_seconds);
+}
+
+}  // namespace
+
+// Every call may wait for another thread's call on the same session, which may wait for the interpreter: release it.
+void bind_session(py::module_ & m) {
+    using Unlocked = py::call_guard<py::gil_scoped_release>;
+    py::class_<Session, std::shared_ptr<Session>>(m, "Session")
+        .def_property_readonly("n_ctx", &Session::n_ctx)
+        .def_property_readonly("n_past", py::cpp_function(&Session::n_past, Unlocked()))
+        .def_property_readonly("tokens", py::cpp_function(&Session::tokens, Unlocked()))
+        .def("prefill", prefill, py::arg("tokens"), py::arg("progress"))
+        .def("logits", logits)
+        .def("decode", &Session::decode, Unlocked())
+        .def("score", score)
+        .def("kv_stats", kv_stats)
+        .def("stats", stats)
+        .def("fork", [](const Session & session) { return std::shared_ptr<Session>(session.fork()); }, Unlocked())
+        .def("truncate", &Session::truncate, Unlocked())
+        .def("reset", &Session::reset, Unlocked())
+        .def("cancel", &Session::cancel);
+}
+
+}  // namespace zipcache

@@ -1,0 +1,94 @@
+#include "engine/model.h"
+
+#include <algorithm>
+#include <thread>
+
+#include "common/error.h"
+#include "engine/session.h"
+#include "ggml-cpu.h"
+#include "kv/f16_cache.h"
+#include "model/vocab.h"
+
+namespace zipcache {
+namespace {
+
+constexpr int kMaxThreads = 512;  // ggml's own limit
+
+int thread_count(int wanted) {
+    if (wanted < 0 || wanted > kMaxThreads) {
+        throw ArgumentError("threads is " + std::to_string(wanted) + "; accepted: 1 to " + std::to_string(kMaxThreads) +
+                            ", or 0 to choose");
+    }
+    return wanted > 0 ? wanted : std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
+}
+
+void check_device(const std::string & device) {
+    if (device != "auto" && device != "cpu") {
+        throw ArgumentError("device is '" + device + "'; accepted: auto, cpu");
+    }
+}
+
+// Constructs a tokenizer where the file holds one. A file without one still runs on token ids.
+std::unique_ptr<Tokenizer> make_tokenizer(const GgufFile & file, const HParams & h) {
+    if (!file.find("tokenizer.ggml.model")) {
+        return nullptr;
+    }
+    auto tokenizer = Tokenizer::create(tokenizer_spec(file));
+    if (tokenizer->n_vocab() > h.n_vocab) {
+        throw ModelError("the tokenizer has " + std::to_string(tokenizer->n_vocab()) +
+                         " tokens, more than the embedding's " + std::to_string(h.n_vocab));
+    }
+    return tokenizer;
+}
+
+}  // namespace
+
+std::shared_ptr<Model> Model::open(const std::string & path, const ModelOptions & options) {
+    check_device(options.device);
+    const int threads = thread_count(options.threads);
+    std::shared_ptr<Model> model(new Model());
+    model->file_ = GgufFile::open(path);
+    model->network_ = load_network(model->file_, options.repack, options.progress);
+    model->tokenizer_ = make_tokenizer(*model->file_, model->network_->h);
+    model->executor_ = std::make_unique<Executor>(threads);
+    return model;
+}
+
+const Tokenizer & Model::tokenizer() const {
+    if (!tokenizer_) {
+        throw ModelError(file_->path() + " has no tokenizer (tokenizer.ggml.model); it runs on token ids only");
+    }
+    return *tokenizer_;
+}
+
+void Model::check_tokens(const int32_t * tokens, size_t n_tokens) const {
+    const int n_vocab = hparams().n_vocab;
+    for (size_t i = 0; i < n_tokens; ++i) {
+        if (tokens[i] < 0 || tokens[i] >= n_vocab) {
+            throw ArgumentError("token " + std::to_string(i) + " is " + std::to_string(tokens[i]) + "; accepted: 0 to " +
+                                std::to_string(n_vocab - 1));
+        }
+    }
+}
+
+MemoryPlan plan_memory(const std::shared_ptr<const GgufFile> & file, int64_t n_ctx, bool repack) {
+    const auto network = plan_network(file, repack);
+    const HParams & h = network->h;
+    if (n_ctx <= 0) {
+        n_ctx = h.n_ctx_train;
+    }
+    const int64_t stretch = std::min<int64_t>(n_ctx, Session::kStretch);
+    const int64_t chunk = std::min<int64_t>(n_ctx, PrefillGraphs::kChunk);
+    const int64_t widest = std::max({h.n_embd, 2 * h.n_ff, (h.n_heads + 2 * h.n_kv_heads) * h.head_dim});
+    MemoryPlan plan;
+    plan.n_ctx = n_ctx;
+    plan.weights_mapped = network->storage->mapped_bytes();
+    plan.weights_repacked = network->storage->repacked_bytes();
+    plan.kv_bytes = f16_cache_bytes(h, n_ctx);
+    // hidden states of a stretch, the attention mask of a chunk, four rows of the widest activation, logits
+    plan.scratch_bytes = size_t(stretch * h.n_embd + 4 * chunk * widest + h.n_vocab) * sizeof(float) +
+                         size_t(chunk * n_ctx) * sizeof(ggml_fp16_t);
+    return plan;
+}
+
+}  // namespace zipcache

@@ -1,0 +1,51 @@
+#pragma once
+#include <memory>
+#include <string>
+
+#include "graph/executor.h"
+#include "graph/network.h"
+#include "text/tokenizer.h"
+
+namespace zipcache {
+
+struct ModelOptions {
+    std::string device = "auto";  // auto, cpu
+    int threads = 0;              // 0: one for each physical core this process may use, as far as that can be told
+    bool repack = true;           // use ggml's repacked weight layouts where they make a type faster
+    Progress progress;            // told 0..1 while weights are repacked
+};
+
+// A loaded model. Immutable and shared by its sessions, which keep it alive.
+class Model {
+  public:
+    static std::shared_ptr<Model> open(const std::string & path, const ModelOptions & options);
+
+    const GgufFile & file() const { return *file_; }
+    const Network & network() const { return *network_; }
+    const HParams & hparams() const { return network_->h; }
+    Executor & executor() const { return *executor_; }
+    bool has_tokenizer() const { return tokenizer_ != nullptr; }
+    const Tokenizer & tokenizer() const;  // throws ModelError when the file has none
+    // Throws ArgumentError naming the first id outside [0, n_vocab).
+    void check_tokens(const int32_t * tokens, size_t n_tokens) const;
+
+  private:
+    Model() = default;
+    std::shared_ptr<const GgufFile> file_;
+    std::unique_ptr<Network> network_;
+    std::unique_ptr<Tokenizer> tokenizer_;
+    std::unique_ptr<Executor> executor_;
+};
+
+// What running a model takes, without loading it.
+struct MemoryPlan {
+    int64_t n_ctx;            // tokens planned for
+    size_t weights_mapped;    // bytes used in place
+    size_t weights_repacked;  // bytes copied into a faster layout
+    size_t kv_bytes;          // at n_ctx tokens
+    size_t scratch_bytes;     // activations of a prefill of n_ctx tokens
+};
+
+MemoryPlan plan_memory(const std::shared_ptr<const GgufFile> & file, int64_t n_ctx, bool repack);
+
+}  // namespace zipcache

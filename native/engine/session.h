@@ -1,0 +1,75 @@
+#pragma once
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "engine/model.h"
+#include "graph/forward.h"
+#include "kv/f16_cache.h"
+
+namespace zipcache {
+
+struct KvOptions {
+    std::string policy = "f16";  // how the cache is kept; accepted: f16
+};
+
+struct SessionStats {
+    int64_t prefill_tokens = 0;
+    double prefill_seconds = 0;
+    int64_t decode_tokens = 0;
+    double decode_seconds = 0;
+};
+
+// One conversation with a model: its cache and where it stands. Calls exclude each other; cancel() may come from any
+// thread. A call that throws leaves the session as it was before, and usable.
+class Session {
+  public:
+    static constexpr int64_t kStretch = 8192;  // tokens that pass the layers together; bounds the hidden states
+
+    // n_ctx 0: what the model was trained for. Throws ArgumentError for more than that, or for an unknown policy.
+    Session(std::shared_ptr<Model> model, int64_t n_ctx, const KvOptions & kv);
+
+    // Appends n_tokens >= 1 tokens to the cache; logits() are then those after the last one.
+    // Throws ContextError when they do not fit (nothing is appended), ArgumentError for bad ids, Cancelled.
+    void prefill(const int32_t * tokens, size_t n_tokens, const Progress & progress = nullptr);
+    void decode(int32_t token);
+    // Appends the tokens one by one; writes the logits after each, [n_tokens, n_vocab] f32.
+    void score(const int32_t * tokens, size_t n_tokens, float * logits);
+    // [n_vocab] f32. Throws ContextError when nothing was computed since the session began or was truncated.
+    std::vector<float> logits() const;
+
+    std::unique_ptr<Session> fork() const;
+    void truncate(int64_t n_tokens);  // keeps the oldest n_tokens
+    void reset();                     // forgets all and frees the cache's memory
+    void cancel() { cancel_ = true; }
+
+    const std::shared_ptr<Model> & model() const { return model_; }
+    int64_t n_ctx() const { return n_ctx_; }
+    int64_t n_past() const;
+    std::vector<int32_t> tokens() const;
+    KvStats kv_stats() const;
+    SessionStats stats() const;
+
+  private:
+    class Turn;
+    void prefill_stretch(const int32_t * tokens, int64_t n_tokens, const std::function<void(int64_t)> & advanced);
+    void decode_one(int32_t token);
+    void check_room(size_t n_tokens) const;
+    void keep_logits(const float * logits);
+
+    std::shared_ptr<Model> model_;
+    int64_t n_ctx_;
+    KvOptions kv_;
+    F16Cache cache_;
+    DecodeGraph decode_graph_;
+    PrefillGraphs prefill_graphs_;
+    std::vector<int32_t> tokens_;
+    std::vector<float> logits_;  // [n_vocab], or empty
+    SessionStats stats_;
+    std::atomic<bool> cancel_{false};
+    mutable std::mutex turn_;
+};
+
+}  // namespace zipcache

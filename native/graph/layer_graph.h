@@ -1,0 +1,49 @@
+#pragma once
+#include "ggml.h"
+#include "model/hparams.h"
+#include "model/weights.h"
+
+namespace zipcache {
+
+// The seam between a model's graph and its KV cache. An implementation adds the nodes that store the new tokens'
+// keys and values and the nodes that attend over everything the layer has cached.
+class Attention {
+  public:
+    virtual ~Attention() = default;
+    // q [head_dim, n_heads, n_tokens], k and v [head_dim, n_kv_heads, n_tokens], all f32 and after RoPE
+    // -> [n_heads * head_dim, n_queries], n_queries = 1 when only the last token is wanted, else n_tokens
+    virtual ggml_tensor * attend(ggml_context * ctx, ggml_cgraph * graph, int layer, ggml_tensor * q, ggml_tensor * k,
+                                 ggml_tensor * v) = 0;
+};
+
+struct Heads {
+    ggml_tensor * q;  // [head_dim, n_heads, n_tokens]
+    ggml_tensor * k;  // [head_dim, n_kv_heads, n_tokens]
+    ggml_tensor * v;  // [head_dim, n_kv_heads, n_tokens]
+};
+
+enum class Activation { silu, gelu };
+
+// What an architecture needs to write down one layer: its place, its weights, and the blocks layers are made of.
+struct LayerGraph {
+    ggml_context * ctx;
+    ggml_cgraph * graph;
+    const HParams & h;
+    const LayerWeights & w;
+    int layer;
+    ggml_tensor * positions;     // [n_tokens] i32
+    ggml_tensor * rope_factors;  // [rope.n_dims / 2] f32 or null
+    Attention & attention;
+    bool last_token_only;        // what follows the attention is wanted for the last token alone
+
+    ggml_tensor * norm(ggml_tensor * x, ggml_tensor * weight) const;  // RMS norm over dimension 0, times weight
+    ggml_tensor * linear(ggml_tensor * x, ggml_tensor * weight, ggml_tensor * bias = nullptr) const;
+    Heads project_heads(ggml_tensor * x) const;  // q, k, v from their own matrices, biases if there are any
+    Heads split_heads(ggml_tensor * qkv) const;  // the same from one fused product
+    ggml_tensor * rope(ggml_tensor * x) const;
+    ggml_tensor * attend(Heads heads) const;     // rotates q and k, attends, projects: [n_embd, n_queries]
+    ggml_tensor * residual(ggml_tensor * x, ggml_tensor * branch) const;  // x + branch, where branch may hold the last token only
+    ggml_tensor * gated_ffn(ggml_tensor * x, Activation activation) const;
+};
+
+}  // namespace zipcache

@@ -1,0 +1,50 @@
+#include "graph/network.h"
+
+
+namespace zipcache {
+namespace {
+
+// Llama 3.1 files carry one factor for each pair of channels, LongRoPE files two sets of them.
+void request_rope_factors(Network & network) {
+    const std::vector<int64_t> shape = {network.h.rope.n_dims / 2};
+    Weights & weights = *network.storage;
+    network.rope_factors = weights.plain("rope_freqs.weight", shape, false);
+    network.rope_factors_short = nullptr;
+    if (!network.rope_factors) {
+        network.rope_factors = weights.plain("rope_factors_long.weight", shape, false);
+        network.rope_factors_short = weights.plain("rope_factors_short.weight", shape, false);
+    }
+}
+
+}  // namespace
+
+std::unique_ptr<Network> plan_network(const std::shared_ptr<const GgufFile> & file, bool repack) {
+    auto network = std::make_unique<Network>();
+    network->architecture = &find_architecture(std::string(file->string("general.architecture")));
+    network->h = read_hparams(*file);
+    HParams & h = network->h;
+    network->architecture->shape(*file, h);
+    const GgufTensor * embedding = file->find_tensor("token_embd.weight");
+    h.n_vocab = embedding && embedding->ne[1] <= INT32_MAX ? static_cast<int>(embedding->ne[1]) : 0;
+    network->storage = std::make_unique<Weights>(file, repack);
+    Weights & weights = *network->storage;
+    network->token_embedding = weights.plain("token_embd.weight", {h.n_embd, h.n_vocab});
+    network->output_norm = weights.plain("output_norm.weight", {h.n_embd});
+    const bool tied = !file->find_tensor("output.weight");
+    network->output = weights.matrix(tied ? "token_embd.weight" : "output.weight", {h.n_embd, h.n_vocab});
+    request_rope_factors(*network);
+    network->layers.resize(h.n_layers);
+    for (int i = 0; i < h.n_layers; ++i) {
+        network->architecture->weights(weights, h, "blk." + std::to_string(i) + ".", network->layers[i]);
+    }
+    return network;
+}
+
+std::unique_ptr<Network> load_network(const std::shared_ptr<const GgufFile> & file, bool repack,
+                                      const Progress & progress) {
+    auto network = plan_network(file, repack);
+    network->storage->load(progress);
+    return network;
+}
+
+}  // namespace zipcache

@@ -1,0 +1,166 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "graph/forward.h"
+
+namespace zipcache {
+namespace {
+
+constexpr int kMaxNodes = 256;  // one layer
+
+// What a stretch of queries at positions [first, first + n) sees of a layer.
+struct Visible {
+    int64_t first_key;
+    int64_t n_keys;
+};
+
+Visible visible_keys(int64_t first, int64_t n, int window) {
+    const int64_t from = window > 0 ? std::max<int64_t>(0, first - window + 1) : 0;
+    return {from, first + n - from};
+}
+
+// Causal (and sliding-window) mask, [n_keys, n] f16: 0 where query i sees a key, -inf elsewhere.
+void fill_mask(ggml_fp16_t * mask, Visible keys, int64_t first, int64_t n, int window) {
+    const ggml_fp16_t hidden = ggml_fp32_to_fp16(-INFINITY);
+    for (int64_t i = 0; i < n; ++i, mask += keys.n_keys) {
+        const int64_t end = first + i + 1 - keys.first_key;
+        const int64_t begin = window > 0 ? std::max<int64_t>(0, end - window) : 0;
+        std::fill(mask, mask + begin, hidden);
+        std::memset(mask + begin, 0, (end - begin) * sizeof(ggml_fp16_t));
+        std::fill(mask + end, mask + keys.n_keys, hidden);
+    }
+}
+
+// Stores the chunk's rows behind those already cached, then ggml's flash attention over all of them.
+class PrefillAttention : public Attention {
+  public:
+    PrefillAttention(const F16Cache & cache, int64_t first, Visible keys, ggml_tensor * mask, float scale, bool last_only)
+        : cache_(cache), first_(first), keys_(keys), mask_(mask), scale_(scale), last_only_(last_only) {}
+
+    ggml_tensor * attend(ggml_context * ctx, ggml_cgraph * graph, int layer, ggml_tensor * q, ggml_tensor * k,
+                         ggml_tensor * v) override {
+        // expanded here, so that they run before the attention, which depends on the memory and not on the nodes
+        ggml_build_forward_expand(graph, store(ctx, cache_.k(layer), k));
+        ggml_build_forward_expand(graph, store(ctx, cache_.v(layer), v));
+        q = ggml_permute(ctx, q, 0, 2, 1, 3);
+        if (last_only_) {
+            q = ggml_view_3d(ctx, q, q->ne[0], 1, q->ne[2], q->nb[1], q->nb[2], (q->ne[1] - 1) * q->nb[1]);
+        }
+        ggml_tensor * out = ggml_flash_attn_ext(ctx, q, cached(ctx, cache_.k(layer)), cached(ctx, cache_.v(layer)),
+                                                mask_, scale_, 0.0f, 0.0f);
+        return ggml_reshape_2d(ctx, out, out->ne[0] * out->ne[1], out->ne[2]);
+    }
+
+  private:
+    ggml_tensor * store(ggml_context * ctx, ggml_tensor * rows, ggml_tensor * heads) const {
+        ggml_tensor * place = ggml_view_3d(ctx, rows, rows->ne[0], heads->ne[2], rows->ne[2], rows->nb[1], rows->nb[2],
+                                           first_ * rows->nb[1]);
+        return ggml_cpy(ctx, ggml_permute(ctx, heads, 0, 2, 1, 3), place);
+    }
+
+    ggml_tensor * cached(ggml_context * ctx, ggml_tensor * rows) const {
+        return ggml_view_3d(ctx, rows, rows->ne[0], keys_.n_keys, rows->ne[2], rows->nb[1], rows->nb[2],
+                            keys_.first_key * rows->nb[1]);
+    }
+
+    const F16Cache & cache_;
+    int64_t first_;
+    Visible keys_;
+    ggml_tensor * mask_;
+    float scale_;
+    bool last_only_;
+};
+
+ggml_tensor * first_columns(ggml_context * ctx, const HostTensor & host, int64_t n) {
+    return ggml_view_1d(ctx, host.tensor, n, 0);
+}
+
+}  // namespace
+
+PrefillGraphs::PrefillGraphs(const Network & network, Executor & executor, int n_ctx)
+    : network_(network),
+      executor_(executor),
+      n_ctx_(n_ctx),
+      memory_(kMaxNodes),
+      tokens_(GGML_TYPE_I32, kChunk),
+      positions_(GGML_TYPE_I32, kChunk) {}
+
+ggml_tensor * PrefillGraphs::hidden(ggml_context * ctx, int64_t first, int64_t n) const {
+    ggml_tensor * all = hidden_.tensor;
+    return ggml_view_2d(ctx, all, all->ne[0], n, all->nb[1], first * all->nb[1]);
+}
+
+void PrefillGraphs::embed(const int32_t * tokens, int64_t n_tokens, const std::atomic<bool> & cancel) {
+    const HParams & h = network_.h;
+    if (!hidden_.tensor || hidden_.tensor->ne[1] != n_tokens) {
+        hidden_ = HostTensor();
+        hidden_ = HostTensor(GGML_TYPE_F32, h.n_embd, n_tokens);
+    }
+    for (int64_t first = 0; first < n_tokens; first += kChunk) {
+        const int64_t n = std::min<int64_t>(kChunk, n_tokens - first);
+        std::copy_n(tokens + first, n, tokens_.i32());
+        ggml_context * ctx = memory_.begin();
+        ggml_tensor * x = ggml_get_rows(ctx, network_.token_embedding, first_columns(ctx, tokens_, n));
+        x = h.embedding_scale != 1.0f ? ggml_scale(ctx, x, h.embedding_scale) : x;
+        ggml_build_forward_expand(memory_.graph(), ggml_cpy(ctx, x, hidden(ctx, first, n)));
+        memory_.allocate();
+        executor_.compute(memory_.graph(), cancel);
+    }
+}
+
+void PrefillGraphs::layer(const F16Cache & cache, int layer, int64_t n_past, int64_t first, int64_t n,
+                          const std::atomic<bool> & cancel) {
+    const HParams & h = network_.h;
+    const int64_t position = n_past + first;
+    const bool last_layer = layer == h.n_layers - 1;
+    const bool last_chunk = first + n == hidden_.tensor->ne[1];
+    std::iota(positions_.i32(), positions_.i32() + n, static_cast<int32_t>(position));
+
+    ggml_context * ctx = memory_.begin();
+    const int window = h.window_of(layer);
+    // one query at the end needs no mask: it sees all keys of its own range
+    const Visible keys = last_layer ? visible_keys(position + n - 1, 1, window) : visible_keys(position, n, window);
+    ggml_tensor * mask = nullptr;
+    if (!last_layer) {
+        if (!mask_.tensor || mask_.tensor->ne[0] < keys.n_keys * n) {
+            mask_ = HostTensor();
+            mask_ = HostTensor(GGML_TYPE_F16, keys.n_keys * n);
+        }
+        mask = ggml_view_2d(ctx, mask_.tensor, keys.n_keys, n, keys.n_keys * sizeof(ggml_fp16_t), 0);
+        fill_mask(static_cast<ggml_fp16_t *>(mask_.tensor->data), keys, position, n, window);
+    }
+    PrefillAttention attention(cache, position, keys, mask, h.attention_scale, last_layer);
+    ggml_tensor * x = hidden(ctx, first, n);
+    ggml_tensor * y = network_.architecture->layer({ctx, memory_.graph(), h, network_.layers[layer], layer,
+                                                    first_columns(ctx, positions_, n),
+                                                    network_.rope_factors_for(n_ctx_), attention, last_layer},
+                                                   x);
+    if (!last_layer) {
+        ggml_build_forward_expand(memory_.graph(), ggml_cpy(ctx, y, x));
+    } else if (last_chunk) {
+        ggml_build_forward_expand(memory_.graph(), ggml_cpy(ctx, y, hidden(ctx, first + n - 1, 1)));
+    }
+    memory_.allocate();
+    executor_.compute(memory_.graph(), cancel);
+}
+
+const float * PrefillGraphs::logits(const std::atomic<bool> & cancel) {
+    ggml_context * ctx = memory_.begin();
+    ggml_tensor * x = hidden(ctx, hidden_.tensor->ne[1] - 1, 1);
+    x = ggml_mul(ctx, ggml_rms_norm(ctx, x, network_.h.norm_epsilon), network_.output_norm);
+    ggml_tensor * logits = ggml_mul_mat(ctx, network_.output, x);
+    ggml_set_output(logits);
+    ggml_build_forward_expand(memory_.graph(), logits);
+    memory_.allocate();
+    executor_.compute(memory_.graph(), cancel);
+    return static_cast<const float *>(logits->data);
+}
+
+void PrefillGraphs::release() {
+    hidden_ = HostTensor();
+    mask_ = HostTensor();
+}
+
+}  // namespace zipcache

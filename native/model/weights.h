@@ -1,0 +1,85 @@
+#pragma once
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ggml-backend.h"
+#include "ggml.h"
+#include "model/gguf_file.h"
+
+namespace zipcache {
+
+struct GgmlContextDeleter {
+    void operator()(ggml_context * context) const { ggml_free(context); }
+};
+struct GgmlBufferDeleter {
+    void operator()(ggml_backend_buffer_t buffer) const { ggml_backend_buffer_free(buffer); }
+};
+using GgmlContext = std::unique_ptr<ggml_context, GgmlContextDeleter>;
+using GgmlBuffer = std::unique_ptr<ggml_backend_buffer, GgmlBufferDeleter>;
+
+// The weights of one layer. An architecture fills what it has; the rest stays null.
+struct LayerWeights {
+    ggml_tensor * attention_norm = nullptr;       // [n_embd]
+    ggml_tensor * q = nullptr;                    // [n_embd, n_heads * head_dim]
+    ggml_tensor * k = nullptr;                    // [n_embd, n_kv_heads * head_dim]
+    ggml_tensor * v = nullptr;                    // [n_embd, n_kv_heads * head_dim]
+    ggml_tensor * qkv = nullptr;                  // the three above in one
+    ggml_tensor * q_bias = nullptr;
+    ggml_tensor * k_bias = nullptr;
+    ggml_tensor * v_bias = nullptr;
+    ggml_tensor * q_norm = nullptr;               // [head_dim]
+    ggml_tensor * k_norm = nullptr;               // [head_dim]
+    ggml_tensor * attention_output = nullptr;     // [n_heads * head_dim, n_embd]
+    ggml_tensor * attention_output_bias = nullptr;
+    ggml_tensor * attention_post_norm = nullptr;  // [n_embd]
+    ggml_tensor * ffn_norm = nullptr;             // [n_embd]
+    ggml_tensor * ffn_gate = nullptr;             // [n_embd, n_ff]
+    ggml_tensor * ffn_up = nullptr;               // [n_embd, n_ff], or [n_embd, 2 * n_ff] with the gate first
+    ggml_tensor * ffn_down = nullptr;             // [n_ff, n_embd]
+    ggml_tensor * ffn_post_norm = nullptr;        // [n_embd]
+};
+
+// Called with 0..1 as work goes on; an exception stops the work and reaches the caller.
+using Progress = std::function<void(float)>;
+
+// The model's tensors. Data stay in the mapped file, except what ggml repacks into a faster layout.
+class Weights {
+  public:
+    // repack: use ggml's repacked layouts where it has one for a tensor's type
+    Weights(std::shared_ptr<const GgufFile> file, bool repack);
+
+    // A tensor that only feeds matrix products, so its layout is free; null if missing and not required.
+    ggml_tensor * matrix(const std::string & name, std::vector<int64_t> shape, bool required = true);
+    // A tensor read as it is: norms, biases, embeddings, RoPE factors.
+    ggml_tensor * plain(const std::string & name, std::vector<int64_t> shape, bool required = true);
+    // Allocates and fills the repacked tensors. Call once, after the last request.
+    void load(const Progress & progress);
+
+    size_t mapped_bytes() const { return mapped_bytes_; }      // bytes used in place
+    size_t repacked_bytes() const { return repacked_bytes_; }  // bytes copied into another layout
+
+  private:
+    struct Repacked {
+        ggml_tensor * tensor;
+        const GgufTensor * source;
+        ggml_backend_buffer_type_t layout;
+    };
+    const GgufTensor * request(const std::string & name, const std::vector<int64_t> & shape, bool required) const;
+    ggml_tensor * new_tensor(const GgufTensor & source);
+
+    std::shared_ptr<const GgufFile> file_;
+    bool repack_;
+    GgmlContext context_;
+    GgmlBuffer mapping_;
+    std::vector<GgmlBuffer> repack_buffers_;
+    std::vector<Repacked> repacked_;
+    size_t mapped_bytes_ = 0;
+    size_t repacked_bytes_ = 0;
+};
+
+// The layout that ggml's CPU backend prefers for products with this matrix, or null: the file's own is used.
+ggml_backend_buffer_type_t preferred_layout(ggml_type type, int64_t n_columns, int64_t n_rows);
+
+}  // namespace zipcache
