@@ -1,0 +1,28 @@
+# The prebuilt libraries inside the installed package. Their own RUNPATH is $ORIGIN; ours must lead to them.
+execute_process(
+  COMMAND ${Python_EXECUTABLE} -c "import importlib.util as u; print(u.find_spec('libggml').submodule_search_locations[0])"
+  OUTPUT_VARIABLE ggml_package_dir OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE ggml_missing)
+if(ggml_missing)
+  message(FATAL_ERROR "The Python package ${ZIPCACHE_GGML_PACKAGE} is not installed for ${Python_EXECUTABLE}. "
+                      "Install it: pip install ${ZIPCACHE_GGML_PACKAGE}==${ZIPCACHE_GGML_PACKAGE_VERSION}")
+endif()
+file(GLOB ggml_config "${ggml_package_dir}/lib*/cmake/ggml/ggml-config.cmake")
+if(NOT ggml_config)
+  message(FATAL_ERROR "${ggml_package_dir} holds no CMake package of ggml")
+endif()
+get_filename_component(ggml_config_dir "${ggml_config}" DIRECTORY)
+get_filename_component(ggml_library_dir "${ggml_config_dir}/../.." ABSOLUTE)
+get_filename_component(ggml_library_name "${ggml_library_dir}" NAME)
+
+# a kept build directory may remember the package of an earlier, deleted build environment
+set(ggml_DIR "${ggml_config_dir}" CACHE PATH "ggml's CMake package" FORCE)
+find_package(ggml CONFIG REQUIRED)
+if(NOT GGML_VERSION VERSION_EQUAL ZIPCACHE_GGML_VERSION)
+  message(FATAL_ERROR "Found ggml ${GGML_VERSION} in ${ggml_package_dir}; accepted: ${ZIPCACHE_GGML_VERSION}. "
+                      "Install it: pip install ${ZIPCACHE_GGML_PACKAGE}==${ZIPCACHE_GGML_PACKAGE_VERSION}")
+endif()
+if(APPLE)
+  set(ZIPCACHE_GGML_RPATH "@loader_path/../libggml/${ggml_library_name}")
+else()
+  set(ZIPCACHE_GGML_RPATH "$ORIGIN/../libggml/${ggml_library_name}")
+endif()
