@@ -7,6 +7,8 @@
 
 namespace zipcache {
 
+class TextTable;
+
 // Token types as GGUF numbers them (tokenizer.ggml.token_type).
 enum class TokenType : int32_t { undefined, normal, unknown, control, user_defined, unused, byte };
 
@@ -55,7 +57,9 @@ class Tokenizer {
 
   protected:
     explicit Tokenizer(TokenizerSpec spec);
-    TokenizerSpec spec_;
+    void file_tokens(TextTable & ids);             // files every token, finds the ends; ModelError for duplicates
+    TokenType checked_type(int32_t token) const;  // ArgumentError for an id outside [0, n_vocab)
+    TokenizerSpec spec_;                           // types: always [n_vocab]
 
   private:
     std::vector<int32_t> ends_;  // sorted
