@@ -16,7 +16,8 @@ get_filename_component(ggml_library_name "${ggml_library_dir}" NAME)
 
 # a kept build directory may remember the package of an earlier, deleted build environment
 set(ggml_DIR "${ggml_config_dir}" CACHE PATH "ggml's CMake package" FORCE)
-find_package(ggml CONFIG REQUIRED)
+# ggmlConfig.cmake lies beside it and exports a run path of its own that leads nowhere
+find_package(ggml CONFIG REQUIRED CONFIGS ggml-config.cmake)
 if(NOT GGML_VERSION VERSION_EQUAL ZIPCACHE_GGML_VERSION)
   message(FATAL_ERROR "Found ggml ${GGML_VERSION} in ${ggml_package_dir}; accepted: ${ZIPCACHE_GGML_VERSION}. "
                       "Install it: pip install ${ZIPCACHE_GGML_PACKAGE}==${ZIPCACHE_GGML_PACKAGE_VERSION}")

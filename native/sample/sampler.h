@@ -41,6 +41,12 @@ class Sampler {
         float logit;
         int32_t token;
     };
+    void collect(const float * logits);  // candidates from logits and bias
+    void penalize();
+    void keep_best(size_t n);            // sorted
+    void truncate_by_probability();      // top-p, min-p
+    int32_t draw();
+
     SamplerOptions options_;
     int32_t n_vocab_;
     std::vector<int32_t> recent_;        // the newest tokens, oldest first

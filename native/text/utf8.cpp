@@ -68,4 +68,19 @@ std::string Utf8Stream::flush() {
     return out;
 }
 
+bool is_utf8(std::string_view text) {
+    for (size_t pos = 0; pos < text.size();) {
+        if (static_cast<unsigned char>(text[pos]) < 0x80) {
+            ++pos;
+            continue;
+        }
+        const Utf8Char step = decode_utf8(text, pos);
+        if (step.status != Utf8Status::valid) {
+            return false;
+        }
+        pos += step.size;
+    }
+    return true;
+}
+
 }  // namespace zipcache

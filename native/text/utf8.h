@@ -21,4 +21,6 @@ struct Utf8Char {
 // Reads the character at `pos` < text.size().
 Utf8Char decode_utf8(std::string_view text, size_t pos);
 
+bool is_utf8(std::string_view text);
+
 }  // namespace zipcache

