@@ -78,7 +78,7 @@ class Generation(Iterator[Piece]):
 
     @property
     def finish_reason(self) -> str | None:
-        """Why it ended: "stop" (end token or stop string), "length" (max_tokens or a full context), None while it runs."""
+        """None while it runs, then "stop" (end token or stop string) or "length" (max_tokens, or a full context)."""
         return self._finish_reason
 
 
