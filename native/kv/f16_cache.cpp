@@ -8,7 +8,7 @@
 namespace zipcache {
 namespace {
 
-constexpr int64_t kStep = 256;  // tokens; capacities are multiples of it
+constexpr int64_t kStep = 64;  // tokens; capacities are multiples of it
 
 void copy_tokens(const ggml_tensor * from, ggml_tensor * to, int64_t n_tokens) {
     for (int64_t head = 0; head < to->ne[2]; ++head) {

@@ -97,9 +97,15 @@ ggml_tensor * Weights::plain(const std::string & name, std::vector<int64_t> shap
                          (shape.size() == 1 ? "f32" : "a type that the CPU backend computes"));
     }
     ggml_tensor * tensor = new_tensor(*source);
-    ggml_backend_tensor_alloc(mapping_.get(), tensor, const_cast<uint8_t *>(source->data));
-    mapped_bytes_ += source->nbytes;
+    use_in_place(tensor, *source);
     return tensor;
+}
+
+void Weights::use_in_place(ggml_tensor * tensor, const GgufTensor & source) {
+    ggml_backend_tensor_alloc(mapping_.get(), tensor, const_cast<uint8_t *>(source.data));
+    if (in_place_.insert(&source).second) {  // a tied embedding serves twice
+        mapped_bytes_ += source.nbytes;
+    }
 }
 
 ggml_tensor * Weights::matrix(const std::string & name, std::vector<int64_t> shape, bool required) {
@@ -114,8 +120,7 @@ ggml_tensor * Weights::matrix(const std::string & name, std::vector<int64_t> sha
     auto layout = repack_ ? preferred_layout(source->type, source->ne[0], source->ne[1]) : nullptr;
     ggml_tensor * tensor = new_tensor(*source);
     if (!layout) {
-        ggml_backend_tensor_alloc(mapping_.get(), tensor, const_cast<uint8_t *>(source->data));
-        mapped_bytes_ += source->nbytes;
+        use_in_place(tensor, *source);
         return tensor;
     }
     repacked_.push_back({tensor, source, layout});

@@ -1,6 +1,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -68,6 +69,7 @@ class Weights {
     };
     const GgufTensor * request(const std::string & name, const std::vector<int64_t> & shape, bool required) const;
     ggml_tensor * new_tensor(const GgufTensor & source);
+    void use_in_place(ggml_tensor * tensor, const GgufTensor & source);
 
     std::shared_ptr<const GgufFile> file_;
     bool repack_;
@@ -75,6 +77,7 @@ class Weights {
     GgmlBuffer mapping_;
     std::vector<GgmlBuffer> repack_buffers_;
     std::vector<Repacked> repacked_;
+    std::set<const GgufTensor *> in_place_;
     size_t mapped_bytes_ = 0;
     size_t repacked_bytes_ = 0;
 };

@@ -105,7 +105,7 @@ class Chat:
 def kv_text(session: Session) -> str:
     kv = session.kv_stats()
     size = f"KV {kv.bytes / 2**20:.1f} MiB for {kv.n_tokens} tokens"
-    return f"{size} ({kv.bits:.1f} bits/element, {kv.ratio:.2f}x smaller than f16)"
+    return f"{size} ({kv.bits:.1f} bits/element, ratio {kv.ratio:.2f})"
 
 
 def stats_text(session: Session) -> str:
