@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from helpers import numpy_forward, tiny_models
 from helpers.compare import mean_kl, top1_agreement
-
 from zipcache_rt import Model, ModelError
 
 N_TOKENS = 64

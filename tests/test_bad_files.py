@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import tiny_models
 
+from helpers import tiny_models
 from zipcache_rt import FileError, Model, ModelError, ZipCacheError
 
 SHAPE = tiny_models.SHAPES["llama"]

@@ -5,16 +5,18 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from helpers import tiny_models, tokenizer_oracles
-from helpers.texts import random_texts
 from tokenizers import Tokenizer, models, trainers
 
+from helpers import tiny_models, tokenizer_oracles
+from helpers.texts import random_texts
 from zipcache_rt import Model
 
 N_TEXTS = 20_000
 
 
-def differences(texts: list[str], ours: list[list[int]], theirs: list[list[int]]) -> list[tuple[str, list[int], list[int]]]:
+def differences(
+    texts: list[str], ours: list[list[int]], theirs: list[list[int]]
+) -> list[tuple[str, list[int], list[int]]]:
     return [case for case in zip(texts, ours, theirs, strict=True) if case[1] != case[2]][:5]
 
 

@@ -19,7 +19,7 @@ const char * ggml_zipcache_cpu_name(enum ggml_zipcache_cpu level);
 
 // The cache of one layer, as attend_kv reads it.
 struct ggml_zipcache_layer {
-    int32_t n_heads;         // a multiple of n_kv_heads
+    int32_t n_heads;  // a multiple of n_kv_heads
     int32_t n_kv_heads;
     int32_t head_dim;
     float scale;             // multiplies q . k

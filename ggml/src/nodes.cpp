@@ -1,4 +1,5 @@
-// attend_kv as ggml graph nodes. ggml gives a custom node neither scratch nor a barrier, so the two phases are two nodes.
+// attend_kv as ggml graph nodes. ggml gives a custom node neither scratch nor a barrier, so the two phases are two
+// nodes.
 #include "ggml-zipcache.h"
 
 namespace {

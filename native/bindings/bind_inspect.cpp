@@ -59,7 +59,8 @@ py::dict inspect(const std::string & path, int64_t n_ctx, bool repack) {
     }
     py::list tensors;
     for (const GgufTensor & tensor : file->tensors()) {
-        tensors.append(py::make_tuple(text(tensor.name), ggml_type_name(tensor.type), py::cast(tensor.ne), tensor.nbytes));
+        tensors.append(
+            py::make_tuple(text(tensor.name), ggml_type_name(tensor.type), py::cast(tensor.ne), tensor.nbytes));
     }
     const MemoryPlan plan = plan_memory(file, n_ctx, repack);
     using namespace py::literals;
@@ -76,12 +77,12 @@ py::dict ggml_build() {
     auto get = reinterpret_cast<ggml_backend_get_features_t>(
         ggml_backend_reg_get_proc_address(cpu, "ggml_backend_get_features"));
     for (auto * feature = get ? get(cpu) : nullptr; feature && feature->name; ++feature) {
-        features[feature->name] = std::string(feature->value) == "1" ? py::object(py::bool_(true)) : py::str(feature->value);
+        features[feature->name] =
+            std::string(feature->value) == "1" ? py::object(py::bool_(true)) : py::str(feature->value);
     }
     using namespace py::literals;
     return py::dict("version"_a = ggml_version(), "commit"_a = ggml_commit(), "source"_a = ZIPCACHE_GGML_SOURCE,
-                    "features"_a = features,
-                    "kernels"_a = ggml_zipcache_cpu_name(ggml_zipcache_cpu_level()));
+                    "features"_a = features, "kernels"_a = ggml_zipcache_cpu_name(ggml_zipcache_cpu_level()));
 }
 
 }  // namespace

@@ -69,8 +69,8 @@ std::vector<int32_t> tokenize(const Model & model, const py::bytes & text, std::
     const Tokenizer & tokenizer = model.tokenizer();
     const auto bytes = static_cast<std::string_view>(text);
     const py::gil_scoped_release unlocked;
-    return tokenizer.tokenize(bytes, add_bos.value_or(tokenizer.spec().add_bos),
-                              !add_bos && tokenizer.spec().add_eos, special);
+    return tokenizer.tokenize(bytes, add_bos.value_or(tokenizer.spec().add_bos), !add_bos && tokenizer.spec().add_eos,
+                              special);
 }
 
 py::bytes detokenize(const Model & model, const std::vector<int32_t> & ids, bool special) {
@@ -86,17 +86,19 @@ void bind_model(py::module_ & m) {
         .def_property_readonly("info", info)
         .def("tokenize", tokenize, py::arg("text"), py::arg("add_bos"), py::arg("special"))
         .def("detokenize", detokenize, py::arg("ids"), py::arg("special"))
-        .def("piece",
-             [](const Model & model, int32_t token, bool special) {
-                 return py::bytes(std::string(model.tokenizer().piece(token, special)));
-             },
-             py::arg("token"), py::arg("special"))
+        .def(
+            "piece",
+            [](const Model & model, int32_t token, bool special) {
+                return py::bytes(std::string(model.tokenizer().piece(token, special)));
+            },
+            py::arg("token"), py::arg("special"))
         .def("is_end", [](const Model & model, int32_t token) { return model.tokenizer().is_end(token); })
-        .def("session",
-             [](std::shared_ptr<Model> model, int64_t n_ctx, const std::string & policy) {
-                 return std::make_shared<Session>(std::move(model), n_ctx, KvOptions{policy});
-             },
-             py::arg("n_ctx"), py::arg("policy"));
+        .def(
+            "session",
+            [](std::shared_ptr<Model> model, int64_t n_ctx, const std::string & policy) {
+                return std::make_shared<Session>(std::move(model), n_ctx, KvOptions{policy});
+            },
+            py::arg("n_ctx"), py::arg("policy"));
 }
 
 }  // namespace zipcache

@@ -61,7 +61,8 @@ void bind_session(py::module_ & m) {
         .def("score", score)
         .def("kv_stats", kv_stats)
         .def("stats", stats)
-        .def("fork", [](const Session & session) { return std::shared_ptr<Session>(session.fork()); }, Unlocked())
+        .def(
+            "fork", [](const Session & session) { return std::shared_ptr<Session>(session.fork()); }, Unlocked())
         .def("truncate", &Session::truncate, Unlocked())
         .def("reset", &Session::reset, Unlocked())
         .def("cancel", &Session::cancel);

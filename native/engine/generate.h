@@ -12,7 +12,7 @@
 namespace zipcache {
 
 struct GenerateOptions {
-    int64_t max_tokens = -1;        // most tokens to generate; -1: until the context is full
+    int64_t max_tokens = -1;  // most tokens to generate; -1: until the context is full
     SamplerOptions sampler;
     std::vector<std::string> stop;  // the reply ends before any of these
 };

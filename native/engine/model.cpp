@@ -65,8 +65,8 @@ void Model::check_tokens(const int32_t * tokens, size_t n_tokens) const {
     const int n_vocab = hparams().n_vocab;
     for (size_t i = 0; i < n_tokens; ++i) {
         if (tokens[i] < 0 || tokens[i] >= n_vocab) {
-            throw ArgumentError("token " + std::to_string(i) + " is " + std::to_string(tokens[i]) + "; accepted: 0 to " +
-                                std::to_string(n_vocab - 1));
+            throw ArgumentError("token " + std::to_string(i) + " is " + std::to_string(tokens[i]) +
+                                "; accepted: 0 to " + std::to_string(n_vocab - 1));
         }
     }
 }

@@ -75,8 +75,8 @@ Session::Session(std::shared_ptr<Model> model, int64_t n_ctx, const KvOptions & 
 void Session::check_room(size_t n_tokens) const {
     const auto n_past = static_cast<size_t>(cache_.size());
     if (n_tokens > static_cast<size_t>(n_ctx_) - n_past) {
-        throw ContextError(std::to_string(n_tokens) + " tokens do not fit: the context holds " + std::to_string(n_past) +
-                           " of at most " + std::to_string(n_ctx_));
+        throw ContextError(std::to_string(n_tokens) + " tokens do not fit: the context holds " +
+                           std::to_string(n_past) + " of at most " + std::to_string(n_ctx_));
     }
 }
 

@@ -8,7 +8,7 @@ namespace zipcache {
 // A model family: what its file holds beyond what all share, and how one of its layers computes.
 // To add one: a file in architectures/ like its neighbours, and a line in architecture.cpp.
 struct Architecture {
-    const char * name;  // general.architecture
+    const char * name;                                  // general.architecture
     void (*shape)(const GgufFile & file, HParams & h);  // completes what read_hparams() found
     void (*weights)(Weights & weights, const HParams & h, const std::string & prefix, LayerWeights & w);
     ggml_tensor * (*layer)(const LayerGraph & g, ggml_tensor * x);  // [n_embd, n_tokens] -> [n_embd, n_queries]

@@ -30,8 +30,8 @@ void Executor::compute(ggml_cgraph * graph, const std::atomic<bool> & cancel) {
 
 GraphMemory::GraphMemory(size_t max_nodes)
     : max_nodes_(max_nodes),
-      context_(ggml_init({2 * max_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(max_nodes, false), nullptr,
-                          true}),
+      context_(ggml_init({2 * max_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(max_nodes, false),
+                          nullptr, true}),
                ggml_free),
       allocator_(ggml_gallocr_new(ggml_backend_cpu_buffer_type())) {}
 

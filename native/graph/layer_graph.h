@@ -34,15 +34,16 @@ struct LayerGraph {
     ggml_tensor * positions;     // [n_tokens] i32
     ggml_tensor * rope_factors;  // [rope.n_dims / 2] f32 or null
     Attention & attention;
-    bool last_token_only;        // what follows the attention is wanted for the last token alone
+    bool last_token_only;  // what follows the attention is wanted for the last token alone
 
     ggml_tensor * norm(ggml_tensor * x, ggml_tensor * weight) const;  // RMS norm over dimension 0, times weight
     ggml_tensor * linear(ggml_tensor * x, ggml_tensor * weight, ggml_tensor * bias = nullptr) const;
     Heads project_heads(ggml_tensor * x) const;  // q, k, v from their own matrices, biases if there are any
     Heads split_heads(ggml_tensor * qkv) const;  // the same from one fused product
     ggml_tensor * rope(ggml_tensor * x) const;
-    ggml_tensor * attend(Heads heads) const;     // rotates q and k, attends, projects: [n_embd, n_queries]
-    ggml_tensor * residual(ggml_tensor * x, ggml_tensor * branch) const;  // x + branch, where branch may hold the last token only
+    ggml_tensor * attend(Heads heads) const;  // rotates q and k, attends, projects: [n_embd, n_queries]
+    ggml_tensor * residual(ggml_tensor * x,
+                           ggml_tensor * branch) const;  // x + branch, where branch may hold the last token only
     ggml_tensor * gated_ffn(ggml_tensor * x, Activation activation) const;
 };
 

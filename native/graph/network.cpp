@@ -1,6 +1,5 @@
 #include "graph/network.h"
 
-
 namespace zipcache {
 namespace {
 

@@ -24,7 +24,8 @@ struct Network {
 };
 
 // Requests every tensor, checks every shape, loads. Throws ModelError.
-std::unique_ptr<Network> load_network(const std::shared_ptr<const GgufFile> & file, bool repack, const Progress & progress);
+std::unique_ptr<Network> load_network(const std::shared_ptr<const GgufFile> & file, bool repack,
+                                      const Progress & progress);
 
 // The same without loading: what the weights will take. For the memory plan.
 std::unique_ptr<Network> plan_network(const std::shared_ptr<const GgufFile> & file, bool repack);

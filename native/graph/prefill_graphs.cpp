@@ -36,7 +36,8 @@ void fill_mask(ggml_fp16_t * mask, Visible keys, int64_t first, int64_t n, int w
 // Stores the chunk's rows behind those already cached, then ggml's flash attention over all of them.
 class PrefillAttention : public Attention {
   public:
-    PrefillAttention(const F16Cache & cache, int64_t first, Visible keys, ggml_tensor * mask, float scale, bool last_only)
+    PrefillAttention(const F16Cache & cache, int64_t first, Visible keys, ggml_tensor * mask, float scale,
+                     bool last_only)
         : cache_(cache), first_(first), keys_(keys), mask_(mask), scale_(scale), last_only_(last_only) {}
 
     ggml_tensor * attend(ggml_context * ctx, ggml_cgraph * graph, int layer, ggml_tensor * q, ggml_tensor * k,
@@ -133,10 +134,10 @@ void PrefillGraphs::layer(const F16Cache & cache, int layer, int64_t n_past, int
     }
     PrefillAttention attention(cache, position, keys, mask, h.attention_scale, last_layer);
     ggml_tensor * x = hidden(ctx, first, n);
-    ggml_tensor * y = network_.architecture->layer({ctx, memory_.graph(), h, network_.layers[layer], layer,
-                                                    first_columns(ctx, positions_, n),
-                                                    network_.rope_factors_for(n_ctx_), attention, last_layer},
-                                                   x);
+    ggml_tensor * y = network_.architecture->layer(
+        {ctx, memory_.graph(), h, network_.layers[layer], layer, first_columns(ctx, positions_, n),
+         network_.rope_factors_for(n_ctx_), attention, last_layer},
+        x);
     if (!last_layer) {
         ggml_build_forward_expand(memory_.graph(), ggml_cpy(ctx, y, x));
     } else if (last_chunk) {

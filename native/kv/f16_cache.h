@@ -10,10 +10,10 @@ namespace zipcache {
 
 // What the cache costs, counted from what is allocated.
 struct KvStats {
-    size_t bytes = 0;      // everything allocated: tokens and slack
-    size_t elements = 0;   // cached tokens * layers * 2 * n_kv_heads * head_dim
-    double bits = 0;       // bytes * 8 / elements
-    double ratio = 0;      // 16 / bits: how much smaller than exact f16
+    size_t bytes = 0;     // everything allocated: tokens and slack
+    size_t elements = 0;  // cached tokens * layers * 2 * n_kv_heads * head_dim
+    double bits = 0;      // bytes * 8 / elements
+    double ratio = 0;     // 16 / bits: how much smaller than exact f16
     int64_t n_tokens = 0;
 };
 
@@ -25,10 +25,10 @@ class F16Cache {
 
     int64_t size() const { return n_tokens_; }
     int64_t capacity() const { return capacity_; }
-    void reserve(int64_t n_tokens);                // may move every layer: see version()
+    void reserve(int64_t n_tokens);                          // may move every layer: see version()
     void resize(int64_t n_tokens) { n_tokens_ = n_tokens; }  // rows up to n_tokens were stored, or are forgotten
-    F16Cache clone() const;                        // a copy with no slack
-    void clear();                                  // forgets all tokens and frees their memory
+    F16Cache clone() const;                                  // a copy with no slack
+    void clear();                                            // forgets all tokens and frees their memory
 
     // Changes whenever memory moved: graphs that hold the tensors below are then stale.
     uint64_t version() const { return version_; }

@@ -57,8 +57,8 @@ class Cursor {
 
     const uint8_t * take(uint64_t n, const std::string & what) {
         if (n > remaining()) {
-            fail("truncated: " + what + " needs " + std::to_string(n) + " bytes at offset " + std::to_string(position_) +
-                 ", but " + std::to_string(remaining()) + " are left");
+            fail("truncated: " + what + " needs " + std::to_string(n) + " bytes at offset " +
+                 std::to_string(position_) + ", but " + std::to_string(remaining()) + " are left");
         }
         const uint8_t * at = data_ + position_;
         position_ += static_cast<size_t>(n);
@@ -175,7 +175,8 @@ uint64_t read_tensor(Cursor & in, GgufTensor & tensor) {
     for (uint32_t i = 0; i < n_dims; ++i) {
         const auto n = in.number<uint64_t>("the dimensions of " + what);
         if (n == 0 || n > uint64_t(std::numeric_limits<int64_t>::max() / n_elements)) {
-            in.fail(what + " has the dimension " + std::to_string(n) + "; accepted: 1 or more, with a product below 2^63");
+            in.fail(what + " has the dimension " + std::to_string(n) +
+                    "; accepted: 1 or more, with a product below 2^63");
         }
         tensor.ne[i] = static_cast<int64_t>(n);
         n_elements *= tensor.ne[i];
@@ -198,7 +199,7 @@ uint64_t read_tensor(Cursor & in, GgufTensor & tensor) {
 }  // namespace
 
 const char * gguf_type_name(GgufType type) {
-    static const char * const names[] = {"u8",  "i8",   "u16",    "i16",   "u32", "i32", "f32",
+    static const char * const names[] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
                                          "bool", "string", "array", "u64", "i64", "f64"};
     return names[static_cast<uint32_t>(type)];
 }
@@ -298,8 +299,8 @@ void GgufFile::Impl::place_tensors(const Cursor & in, const std::vector<uint64_t
         }
         if (offsets[i] > room || tensor.nbytes > room - offsets[i]) {
             in.fail("truncated: tensor '" + tensor.name + "' needs " + std::to_string(tensor.nbytes) +
-                    " bytes at data offset " + std::to_string(offsets[i]) + ", but the data are " + std::to_string(room) +
-                    " bytes");
+                    " bytes at data offset " + std::to_string(offsets[i]) + ", but the data are " +
+                    std::to_string(room) + " bytes");
         }
         tensor.data = data + start + offsets[i];
     }
@@ -337,13 +338,27 @@ std::shared_ptr<GgufFile> GgufFile::parse(const uint8_t * data, size_t size, con
 
 GgufFile::~GgufFile() = default;
 
-const std::string & GgufFile::path() const { return impl_->path; }
-size_t GgufFile::size() const { return impl_->size; }
-const uint8_t * GgufFile::data() const { return impl_->data; }
-uint32_t GgufFile::version() const { return impl_->version; }
-size_t GgufFile::alignment() const { return impl_->alignment; }
-const std::vector<GgufEntry> & GgufFile::entries() const { return impl_->entries; }
-const std::vector<GgufTensor> & GgufFile::tensors() const { return impl_->tensors; }
+const std::string & GgufFile::path() const {
+    return impl_->path;
+}
+size_t GgufFile::size() const {
+    return impl_->size;
+}
+const uint8_t * GgufFile::data() const {
+    return impl_->data;
+}
+uint32_t GgufFile::version() const {
+    return impl_->version;
+}
+size_t GgufFile::alignment() const {
+    return impl_->alignment;
+}
+const std::vector<GgufEntry> & GgufFile::entries() const {
+    return impl_->entries;
+}
+const std::vector<GgufTensor> & GgufFile::tensors() const {
+    return impl_->tensors;
+}
 
 const GgufEntry * GgufFile::find(std::string_view key) const {
     const auto found = impl_->entry_index.find(key);
@@ -448,9 +463,15 @@ std::optional<bool> GgufFile::maybe_boolean(std::string_view key) const {
     return *entry->data != 0;
 }
 
-std::string_view GgufFile::string(std::string_view key) const { return required(maybe_string(key), key); }
-int64_t GgufFile::integer(std::string_view key) const { return required(maybe_integer(key), key); }
-double GgufFile::number(std::string_view key) const { return required(maybe_number(key), key); }
+std::string_view GgufFile::string(std::string_view key) const {
+    return required(maybe_string(key), key);
+}
+int64_t GgufFile::integer(std::string_view key) const {
+    return required(maybe_integer(key), key);
+}
+double GgufFile::number(std::string_view key) const {
+    return required(maybe_number(key), key);
+}
 
 const std::vector<std::string_view> & GgufFile::strings(std::string_view key) const {
     static const std::vector<std::string_view> none;

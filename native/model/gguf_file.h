@@ -36,7 +36,8 @@ struct GgufTensor {
 
 // A memory-mapped GGUF file (version 2 or 3, little-endian), fully validated by open(): every count, offset and
 // string lies inside the file, tensors neither overlap nor are misaligned, names are unique, strings are UTF-8.
-// Throws FileError for a file that cannot be read or is damaged, ModelError for a key that is missing or of another type.
+// Throws FileError for a file that cannot be read or is damaged, ModelError for a key that is missing or of another
+// type.
 class GgufFile {
   public:
     static std::shared_ptr<GgufFile> open(const std::string & path);
@@ -54,7 +55,7 @@ class GgufFile {
 
     const std::vector<GgufEntry> & entries() const;
     const std::vector<GgufTensor> & tensors() const;
-    const GgufEntry * find(std::string_view key) const;            // nullptr if missing
+    const GgufEntry * find(std::string_view key) const;           // nullptr if missing
     const GgufTensor * find_tensor(std::string_view name) const;  // nullptr if missing
 
     // Typed access. The plain forms throw when the key is missing, the optional ones return nothing;
@@ -68,7 +69,8 @@ class GgufFile {
     std::optional<bool> maybe_boolean(std::string_view key) const;
     // Arrays. Empty when the key is missing.
     const std::vector<std::string_view> & strings(std::string_view key) const;
-    std::vector<int64_t> integers(std::string_view key) const;  // arrays of integers or booleans; a scalar counts as one element
+    std::vector<int64_t> integers(
+        std::string_view key) const;  // arrays of integers or booleans; a scalar counts as one element
     std::vector<float> numbers(std::string_view key) const;
 
   private:

@@ -13,7 +13,8 @@ constexpr int64_t kMaxLayers = 4096;
 
 class Reader {
   public:
-    explicit Reader(const GgufFile & file) : file_(file), prefix_(std::string(file.string("general.architecture")) + ".") {}
+    explicit Reader(const GgufFile & file)
+        : file_(file), prefix_(std::string(file.string("general.architecture")) + ".") {}
 
     std::string key(const char * name) const { return prefix_ + name; }
 
@@ -58,8 +59,8 @@ class Reader {
 
     int checked(const char * name, int64_t value, int64_t least, int64_t most) const {
         if (value < least || value > most) {
-            throw ModelError(key(name) + " is " + std::to_string(value) + "; accepted: " + std::to_string(least) + " to " +
-                             std::to_string(most));
+            throw ModelError(key(name) + " is " + std::to_string(value) + "; accepted: " + std::to_string(least) +
+                             " to " + std::to_string(most));
         }
         return static_cast<int>(value);
     }

@@ -12,13 +12,13 @@ enum class RopePairs { adjacent, halves };
 
 struct RopeParams {
     RopePairs pairs = RopePairs::adjacent;
-    int n_dims = 0;              // rotated channels of a head
+    int n_dims = 0;  // rotated channels of a head
     float base = 10000.0f;
     float frequency_scale = 1.0f;  // 1 / linear or YaRN factor
-    float yarn_mix = 0.0f;       // 1: YaRN's mix of interpolation and extrapolation; 0: none
+    float yarn_mix = 0.0f;         // 1: YaRN's mix of interpolation and extrapolation; 0: none
     float attention_factor = 1.0f;
     float beta_fast = 32.0f, beta_slow = 1.0f;
-    int n_ctx_original = 0;      // context length before scaling
+    int n_ctx_original = 0;  // context length before scaling
 };
 
 // A model's shape, as its file states it.
@@ -33,11 +33,11 @@ struct HParams {
     int n_vocab = 0;
     int n_ctx_train = 0;
     float norm_epsilon = 0;
-    float attention_scale = 0;   // multiplies q . k
-    float embedding_scale = 1;   // multiplies token embeddings
-    RopeParams rope;             // of layers that see everything
-    RopeParams rope_local;       // of sliding-window layers
-    int sliding_window = 0;      // newest tokens that a sliding-window layer sees; 0: no such layers
+    float attention_scale = 0;     // multiplies q . k
+    float embedding_scale = 1;     // multiplies token embeddings
+    RopeParams rope;               // of layers that see everything
+    RopeParams rope_local;         // of sliding-window layers
+    int sliding_window = 0;        // newest tokens that a sliding-window layer sees; 0: no such layers
     std::vector<bool> is_sliding;  // [n_layers]
 
     const RopeParams & rope_of(int layer) const { return is_sliding[layer] ? rope_local : rope; }

@@ -55,11 +55,11 @@ TokenizerSpec tokenizer_spec(const GgufFile & file) {
     spec.eom = token_id(file, "eom_token_id", n);
     spec.unknown = token_id(file, "unknown_token_id", n);
     spec.padding = token_id(file, "padding_token_id", n);
-    spec.add_bos = file.maybe_boolean("tokenizer.ggml.add_bos_token").value_or(spec.bos >= 0 && adds_bos_by_default(spec));
+    spec.add_bos =
+        file.maybe_boolean("tokenizer.ggml.add_bos_token").value_or(spec.bos >= 0 && adds_bos_by_default(spec));
     spec.add_eos = file.maybe_boolean("tokenizer.ggml.add_eos_token").value_or(false);
     spec.add_space_prefix = file.maybe_boolean("tokenizer.ggml.add_space_prefix").value_or(spec.model == "llama");
-    spec.remove_extra_whitespaces =
-        file.maybe_boolean("tokenizer.ggml.remove_extra_whitespaces").value_or(false);
+    spec.remove_extra_whitespaces = file.maybe_boolean("tokenizer.ggml.remove_extra_whitespaces").value_or(false);
     return spec;
 }
 

@@ -93,8 +93,8 @@ ggml_tensor * Weights::plain(const std::string & name, std::vector<int64_t> shap
     // the arithmetic on norms and biases is f32 only; embedding rows are converted
     const bool readable = shape.size() == 1 ? source->type == GGML_TYPE_F32 : computable(source->type);
     if (!readable) {
-        throw ModelError("tensor " + name + " is " + ggml_type_name(source->type) + "; accepted: " +
-                         (shape.size() == 1 ? "f32" : "a type that the CPU backend computes"));
+        throw ModelError("tensor " + name + " is " + ggml_type_name(source->type) +
+                         "; accepted: " + (shape.size() == 1 ? "f32" : "a type that the CPU backend computes"));
     }
     ggml_tensor * tensor = new_tensor(*source);
     use_in_place(tensor, *source);
@@ -131,7 +131,8 @@ ggml_tensor * Weights::matrix(const std::string & name, std::vector<int64_t> sha
 void Weights::load(const Progress & progress) {
     size_t done = 0;
     for (const Repacked & item : repacked_) {
-        GgmlBuffer buffer(ggml_backend_buft_alloc_buffer(item.layout, ggml_backend_buft_get_alloc_size(item.layout, item.tensor)));
+        GgmlBuffer buffer(
+            ggml_backend_buft_alloc_buffer(item.layout, ggml_backend_buft_get_alloc_size(item.layout, item.tensor)));
         if (!buffer) {
             throw ModelError("not enough memory for " + std::to_string(item.source->nbytes) + " bytes of " +
                              item.source->name);

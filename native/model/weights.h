@@ -22,17 +22,17 @@ using GgmlBuffer = std::unique_ptr<ggml_backend_buffer, GgmlBufferDeleter>;
 
 // The weights of one layer. An architecture fills what it has; the rest stays null.
 struct LayerWeights {
-    ggml_tensor * attention_norm = nullptr;       // [n_embd]
-    ggml_tensor * q = nullptr;                    // [n_embd, n_heads * head_dim]
-    ggml_tensor * k = nullptr;                    // [n_embd, n_kv_heads * head_dim]
-    ggml_tensor * v = nullptr;                    // [n_embd, n_kv_heads * head_dim]
-    ggml_tensor * qkv = nullptr;                  // the three above in one
+    ggml_tensor * attention_norm = nullptr;  // [n_embd]
+    ggml_tensor * q = nullptr;               // [n_embd, n_heads * head_dim]
+    ggml_tensor * k = nullptr;               // [n_embd, n_kv_heads * head_dim]
+    ggml_tensor * v = nullptr;               // [n_embd, n_kv_heads * head_dim]
+    ggml_tensor * qkv = nullptr;             // the three above in one
     ggml_tensor * q_bias = nullptr;
     ggml_tensor * k_bias = nullptr;
     ggml_tensor * v_bias = nullptr;
-    ggml_tensor * q_norm = nullptr;               // [head_dim]
-    ggml_tensor * k_norm = nullptr;               // [head_dim]
-    ggml_tensor * attention_output = nullptr;     // [n_heads * head_dim, n_embd]
+    ggml_tensor * q_norm = nullptr;            // [head_dim]
+    ggml_tensor * k_norm = nullptr;            // [head_dim]
+    ggml_tensor * attention_output = nullptr;  // [n_heads * head_dim, n_embd]
     ggml_tensor * attention_output_bias = nullptr;
     ggml_tensor * attention_post_norm = nullptr;  // [n_embd]
     ggml_tensor * ffn_norm = nullptr;             // [n_embd]

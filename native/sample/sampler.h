@@ -18,7 +18,7 @@ struct SamplerOptions {
     float frequency_penalty = 0.0f;   // subtracted for every time it was seen lately
     int32_t penalty_last_n = 64;      // how many of the newest tokens count as lately; -1: all, 0: none
     std::vector<std::pair<int32_t, float>> logit_bias;  // (token, added to its logit; -inf forbids it)
-    uint64_t seed = 0;                // same seed, same logits, same tokens
+    uint64_t seed = 0;                                  // same seed, same logits, same tokens
 };
 
 struct Sample {
@@ -32,9 +32,9 @@ class Sampler {
     // Throws ArgumentError naming the option that is out of range, with what is accepted.
     Sampler(SamplerOptions options, int32_t n_vocab);
 
-    void accept(int32_t token);             // counts for the penalties: prompt and generated tokens alike
-    Sample sample(const float * logits);    // logits: [n_vocab] f32; not changed. Does not accept() the choice.
-                                            // Throws ModelError when every logit is NaN or forbidden.
+    void accept(int32_t token);           // counts for the penalties: prompt and generated tokens alike
+    Sample sample(const float * logits);  // logits: [n_vocab] f32; not changed. Does not accept() the choice.
+                                          // Throws ModelError when every logit is NaN or forbidden.
 
   private:
     struct Candidate {
@@ -43,8 +43,8 @@ class Sampler {
     };
     void collect(const float * logits);  // candidates from logits and bias
     void penalize();
-    void keep_best(size_t n);            // sorted
-    void truncate_by_probability();      // top-p, min-p
+    void keep_best(size_t n);        // sorted
+    void truncate_by_probability();  // top-p, min-p
     int32_t draw();
 
     SamplerOptions options_;

@@ -86,21 +86,28 @@ struct ByteBpe::Scratch {
 };
 
 ByteBpe::ByteBpe(TokenizerSpec spec)
-    : Tokenizer(std::move(spec)), ids_(spec_.tokens), merges_(spec_.merges.size()), rules_(find_pre_tokenizer(spec_.pre)) {
+    : Tokenizer(std::move(spec)),
+      ids_(spec_.tokens),
+      merges_(spec_.merges.size()),
+      rules_(find_pre_tokenizer(spec_.pre)) {
     if (rules_ == nullptr) {
-        throw ModelError("unknown pre-tokenizer '" + spec_.pre + "' (tokenizer.ggml.pre); known: " + pre_tokenizer_names());
+        throw ModelError("unknown pre-tokenizer '" + spec_.pre +
+                         "' (tokenizer.ggml.pre); known: " + pre_tokenizer_names());
     }
     file_tokens(ids_);
-    for (size_t byte = 0; byte < 256; byte++) byte_ids_[byte] = ids_.find(alphabet().text[byte]);
+    for (size_t byte = 0; byte < 256; byte++)
+        byte_ids_[byte] = ids_.find(alphabet().text[byte]);
     if (std::all_of(byte_ids_.begin(), byte_ids_.end(), [](int32_t id) { return id < 0; })) {
         throw ModelError("tokenizer.ggml.tokens has no token for any single byte, as byte-level BPE needs");
     }
     read_merges();
     for (int32_t id = 0; id < n_vocab(); id++) {
         const TokenType type = spec_.types[id];
-        if (!is_verbatim(type)) continue;
+        if (!is_verbatim(type))
+            continue;
         all_special_.add(spec_.tokens[id], id);
-        if (type == TokenType::user_defined) user_defined_.add(spec_.tokens[id], id);
+        if (type == TokenType::user_defined)
+            user_defined_.add(spec_.tokens[id], id);
     }
     all_special_.finish();
     user_defined_.finish();
@@ -112,15 +119,19 @@ void ByteBpe::read_merges() {
     for (size_t rank = 0; rank < spec_.merges.size(); rank++) {
         const std::string_view merge = spec_.merges[rank];
         const auto fail = [&](const std::string & what) {
-            throw ModelError("tokenizer.ggml.merges[" + std::to_string(rank) + "] is '" + std::string(merge) + "': " + what);
+            throw ModelError("tokenizer.ggml.merges[" + std::to_string(rank) + "] is '" + std::string(merge) +
+                             "': " + what);
         };
         const size_t space = merge.find(' ');
-        if (space == std::string_view::npos) fail("expected two tokens with a space between them");
+        if (space == std::string_view::npos)
+            fail("expected two tokens with a space between them");
         const std::string_view left = merge.substr(0, space), right = merge.substr(space + 1);
         joined.assign(left).append(right);
         const int32_t left_id = ids_.find(left), right_id = ids_.find(right), result = ids_.find(joined);
-        if (left_id < 0 || right_id < 0) fail("both sides must be in tokenizer.ggml.tokens");
-        if (result < 0) fail("'" + joined + "' is not in tokenizer.ggml.tokens");
+        if (left_id < 0 || right_id < 0)
+            fail("both sides must be in tokenizer.ggml.tokens");
+        if (result < 0)
+            fail("'" + joined + "' is not in tokenizer.ggml.tokens");
         merges_.insert(left_id, right_id, {static_cast<int32_t>(rank), result});
     }
 }
@@ -165,9 +176,11 @@ void ByteBpe::encode_text(std::string_view text, Scratch & scratch, std::vector<
 }
 
 int32_t ByteBpe::whole_word(std::string_view word) const {
-    if (word.size() > ids_.longest()) return -1;
+    if (word.size() > ids_.longest())
+        return -1;
     std::string spelled;
-    for (const char c : word) spelled += alphabet().text[static_cast<uint8_t>(c)];
+    for (const char c : word)
+        spelled += alphabet().text[static_cast<uint8_t>(c)];
     const int32_t id = ids_.find(spelled);
     return id >= 0 && !is_verbatim(spec_.types[id]) ? id : -1;
 }
@@ -175,7 +188,8 @@ int32_t ByteBpe::whole_word(std::string_view word) const {
 void ByteBpe::encode_word(std::string_view word, Scratch & scratch, std::vector<int32_t> & out) const {
     if (rules_->ignore_merges) {
         const int32_t id = whole_word(word);
-        if (id >= 0) return out.push_back(id);
+        if (id >= 0)
+            return out.push_back(id);
     }
     auto & [symbols, heap] = scratch;
     symbols.clear();
@@ -183,21 +197,26 @@ void ByteBpe::encode_word(std::string_view word, Scratch & scratch, std::vector<
     for (const char c : word) {
         const int32_t id = byte_ids_[static_cast<uint8_t>(c)];
         const uint32_t n = static_cast<uint32_t>(symbols.size());
-        if (id >= 0) symbols.push_back({id, n == 0 ? none : n - 1, n + 1});
+        if (id >= 0)
+            symbols.push_back({id, n == 0 ? none : n - 1, n + 1});
     }
-    if (symbols.empty()) return;
+    if (symbols.empty())
+        return;
     symbols.back().next = none;
 
     const auto consider = [&](uint32_t left, uint32_t right) {
         const int32_t left_id = symbols[left].id, right_id = symbols[right].id;
         const Merge merge = merges_.find(left_id, right_id);
-        if (merge.rank >= 0) heap.push_back({merge.rank, left, left_id, right_id, merge.result});
+        if (merge.rank >= 0)
+            heap.push_back({merge.rank, left, left_id, right_id, merge.result});
         return merge.rank >= 0;
     };
-    for (uint32_t left = 0; left + 1 < symbols.size(); left++) consider(left, left + 1);
+    for (uint32_t left = 0; left + 1 < symbols.size(); left++)
+        consider(left, left + 1);
     std::make_heap(heap.begin(), heap.end(), WorstFirst());
     const auto push = [&](uint32_t left, uint32_t right) {
-        if (consider(left, right)) std::push_heap(heap.begin(), heap.end(), WorstFirst());
+        if (consider(left, right))
+            std::push_heap(heap.begin(), heap.end(), WorstFirst());
     };
     while (!heap.empty()) {
         const Candidate best = heap.front();
@@ -206,26 +225,33 @@ void ByteBpe::encode_word(std::string_view word, Scratch & scratch, std::vector<
         Symbol & left = symbols[best.left];
         const uint32_t right = left.next;
         const bool current = left.id == best.left_id && right != none && symbols[right].id == best.right_id;
-        if (!current) continue;
+        if (!current)
+            continue;
         left.id = best.result;
         symbols[right].id = -1;
         left.next = symbols[right].next;
-        if (left.next != none) symbols[left.next].previous = best.left;
-        if (left.previous != none) push(left.previous, best.left);
-        if (left.next != none) push(best.left, left.next);
+        if (left.next != none)
+            symbols[left.next].previous = best.left;
+        if (left.previous != none)
+            push(left.previous, best.left);
+        if (left.next != none)
+            push(best.left, left.next);
     }
-    for (uint32_t at = 0; at != none; at = symbols[at].next) out.push_back(symbols[at].id);
+    for (uint32_t at = 0; at != none; at = symbols[at].next)
+        out.push_back(symbols[at].id);
 }
 
 std::string_view ByteBpe::piece(int32_t token, bool special) const {
     const TokenType type = checked_type(token);
-    if (!special && (type == TokenType::control || type == TokenType::unknown)) return {};
+    if (!special && (type == TokenType::control || type == TokenType::unknown))
+        return {};
     return std::string_view(bytes_).substr(offsets_[token], offsets_[token + 1] - offsets_[token]);
 }
 
 std::string ByteBpe::detokenize(const int32_t * tokens, size_t n_tokens, bool special) const {
     std::string out;
-    for (size_t i = 0; i < n_tokens; i++) out += piece(tokens[i], special);
+    for (size_t i = 0; i < n_tokens; i++)
+        out += piece(tokens[i], special);
     return out;
 }
 

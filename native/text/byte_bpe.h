@@ -34,10 +34,10 @@ class ByteBpe final : public Tokenizer {
     TextTable ids_;
     MergeTable merges_;
     const PreTokenizer * rules_;
-    std::array<int32_t, 256> byte_ids_;        // -1: no token stands for this byte
+    std::array<int32_t, 256> byte_ids_;          // -1: no token stands for this byte
     SpecialMatcher user_defined_, all_special_;  // recognized always; recognized when `special`
-    std::string bytes_;                        // what the tokens stand for, one after the other
-    std::vector<size_t> offsets_;              // [n_vocab + 1], into bytes_
+    std::string bytes_;                          // what the tokens stand for, one after the other
+    std::vector<size_t> offsets_;                // [n_vocab + 1], into bytes_
 };
 
 }  // namespace zipcache

@@ -26,7 +26,8 @@ inline uint64_t hash_bytes(std::string_view bytes, uint64_t seed) {
         h = mix_bits(h ^ word);
     }
     uint64_t word = 0;
-    if (left > 0) std::memcpy(&word, p, left);
+    if (left > 0)
+        std::memcpy(&word, p, left);
     return mix_bits(h ^ word);
 }
 

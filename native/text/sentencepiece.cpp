@@ -13,7 +13,9 @@ namespace {
 constexpr std::string_view space_mark = "\xE2\x96\x81";  // U+2581
 
 // Left out of text unless asked for; what stands between two of them is a stretch of its own.
-bool is_hidden(TokenType type) { return type == TokenType::control || type == TokenType::unknown; }
+bool is_hidden(TokenType type) {
+    return type == TokenType::control || type == TokenType::unknown;
+}
 
 constexpr uint32_t none = UINT32_MAX;
 
@@ -41,7 +43,8 @@ std::string replace_all(std::string_view text, std::string_view from, std::strin
     for (size_t pos = 0;;) {
         const size_t next = text.find(from, pos);
         out.append(text.substr(pos, next - pos));
-        if (next == std::string_view::npos) return out;
+        if (next == std::string_view::npos)
+            return out;
         out.append(to);
         pos = next + from.size();
     }
@@ -64,7 +67,8 @@ std::string_view trim(std::string_view text) {
 std::string collapse_spaces(std::string_view text) {
     std::string out;
     for (const char c : trim(text)) {
-        if (c != ' ' || out.empty() || out.back() != ' ') out += c;
+        if (c != ' ' || out.empty() || out.back() != ' ')
+            out += c;
     }
     return out;
 }
@@ -87,8 +91,10 @@ SentencePiece::SentencePiece(TokenizerSpec spec) : Tokenizer(std::move(spec)), i
     std::vector<std::pair<size_t, int32_t>> user;
     for (int32_t id = 0; id < n_vocab(); id++) {
         const TokenType type = spec_.types[id];
-        if (is_hidden(type) || type == TokenType::user_defined) specials_.add(spec_.tokens[id], id);
-        if (type != TokenType::user_defined) continue;
+        if (is_hidden(type) || type == TokenType::user_defined)
+            specials_.add(spec_.tokens[id], id);
+        if (type != TokenType::user_defined)
+            continue;
         user.emplace_back(user_texts_.size(), id);
         user_texts_ += replace_all(spec_.tokens[id], " ", space_mark);
     }
@@ -105,12 +111,14 @@ void SentencePiece::read_byte_tokens() {
     for (int byte = 0; byte < 256; byte++) {
         const std::string name = {'<', '0', 'x', hex[byte >> 4], hex[byte & 15], '>'};
         const int32_t id = ids_.find(name);
-        if (id < 0) throw ModelError("tokenizer.ggml.tokens has no byte token '" + name + "'; SentencePiece needs all 256");
+        if (id < 0)
+            throw ModelError("tokenizer.ggml.tokens has no byte token '" + name + "'; SentencePiece needs all 256");
         byte_ids_[byte] = id;
         spec_.types[id] = TokenType::byte;
     }
     for (int32_t id = 0; id < n_vocab(); id++) {
-        if (spec_.types[id] != TokenType::byte || std::count(byte_ids_.begin(), byte_ids_.end(), id) > 0) continue;
+        if (spec_.types[id] != TokenType::byte || std::count(byte_ids_.begin(), byte_ids_.end(), id) > 0)
+            continue;
         throw ModelError("tokenizer.ggml.tokens[" + std::to_string(id) + "] is '" + std::string(spec_.tokens[id]) +
                          "' and has the type byte; expected '<0x00>' to '<0xFF>'");
     }
@@ -137,9 +145,11 @@ std::vector<int32_t> SentencePiece::encode(std::string_view text, bool special) 
     size_t begin = 0;
     for (size_t pos = 0; special && pos < text.size();) {
         const SpecialMatcher::Match match = specials_.find(text, pos);
-        if (match.token < 0) break;
+        if (match.token < 0)
+            break;
         pos = match.end;
-        if (spec_.types[match.token] == TokenType::user_defined) continue;  // stays in the text
+        if (spec_.types[match.token] == TokenType::user_defined)
+            continue;  // stays in the text
         encode_text(text.substr(begin, match.begin - begin), out);
         out.push_back(match.token);
         begin = match.end;
@@ -150,8 +160,10 @@ std::vector<int32_t> SentencePiece::encode(std::string_view text, bool special) 
 
 std::string SentencePiece::normalize(std::string_view text) const {
     const std::string collapsed = spec_.remove_extra_whitespaces ? collapse_spaces(text) : std::string();
-    if (spec_.remove_extra_whitespaces) text = collapsed;
-    if (text.empty()) return {};
+    if (spec_.remove_extra_whitespaces)
+        text = collapsed;
+    if (text.empty())
+        return {};
     std::string out = replace_all(text, " ", space_mark);
     return spec_.add_space_prefix ? std::string(space_mark) + out : out;
 }
@@ -166,7 +178,8 @@ void SentencePiece::encode_text(std::string_view text, std::vector<int32_t> & ou
 
 int32_t SentencePiece::mergeable(std::string_view text) const {
     const int32_t id = ids_.find(text);
-    if (id < 0) return -1;
+    if (id < 0)
+        return -1;
     const TokenType type = spec_.types[id];
     return type == TokenType::normal || type == TokenType::undefined || type == TokenType::unused ? id : -1;
 }
@@ -176,7 +189,8 @@ void SentencePiece::split_symbols(Run & run) const {
         const SpecialMatcher::Match match = user_defined_.longest_at(run.text, pos);
         const size_t size = match.token >= 0 ? match.end - pos : decode_utf8(run.text, pos).size;
         const uint32_t n = static_cast<uint32_t>(run.symbols.size());
-        run.symbols.push_back({static_cast<uint32_t>(pos), static_cast<uint32_t>(size), n == 0 ? none : n - 1, n + 1, match.token});
+        run.symbols.push_back(
+            {static_cast<uint32_t>(pos), static_cast<uint32_t>(size), n == 0 ? none : n - 1, n + 1, match.token});
         pos += size;
     }
     run.symbols.back().next = none;
@@ -186,19 +200,24 @@ void SentencePiece::merge_symbols(Run & run) const {
     std::vector<Symbol> & symbols = run.symbols;
     std::vector<Candidate> heap;
     const auto consider = [&](uint32_t left, uint32_t right) {
-        if (symbols[left].token >= 0 || symbols[right].token >= 0) return false;
+        if (symbols[left].token >= 0 || symbols[right].token >= 0)
+            return false;
         const uint32_t size = symbols[left].size + symbols[right].size;
         const std::string_view joined = run.text.substr(symbols[left].begin, size);
         const int32_t id = mergeable(joined);
-        if (id < 0) return false;
+        if (id < 0)
+            return false;
         heap.push_back({spec_.scores[id], left, size});
-        if (spec_.types[id] == TokenType::unused) run.seams[joined] = symbols[left].size;
+        if (spec_.types[id] == TokenType::unused)
+            run.seams[joined] = symbols[left].size;
         return true;
     };
-    for (uint32_t left = 0; left + 1 < symbols.size(); left++) consider(left, left + 1);
+    for (uint32_t left = 0; left + 1 < symbols.size(); left++)
+        consider(left, left + 1);
     std::make_heap(heap.begin(), heap.end(), WorstFirst());
     const auto push = [&](uint32_t left, uint32_t right) {
-        if (consider(left, right)) std::push_heap(heap.begin(), heap.end(), WorstFirst());
+        if (consider(left, right))
+            std::push_heap(heap.begin(), heap.end(), WorstFirst());
     };
     while (!heap.empty()) {
         const Candidate best = heap.front();
@@ -207,13 +226,17 @@ void SentencePiece::merge_symbols(Run & run) const {
         Symbol & left = symbols[best.left];
         const uint32_t right = left.next;
         const bool current = left.size > 0 && right != none && left.size + symbols[right].size == best.size;
-        if (!current) continue;
+        if (!current)
+            continue;
         left.size = best.size;
         symbols[right].size = 0;
         left.next = symbols[right].next;
-        if (left.next != none) symbols[left.next].previous = best.left;
-        if (left.previous != none) push(left.previous, best.left);
-        if (left.next != none) push(best.left, left.next);
+        if (left.next != none)
+            symbols[left.next].previous = best.left;
+        if (left.previous != none)
+            push(left.previous, best.left);
+        if (left.next != none)
+            push(best.left, left.next);
     }
 }
 
@@ -230,7 +253,8 @@ void SentencePiece::emit(const Run & run, std::string_view text, std::vector<int
         } else if (id >= 0) {
             out.push_back(id);
         } else {
-            for (const char c : part) out.push_back(byte_ids_[static_cast<uint8_t>(c)]);
+            for (const char c : part)
+                out.push_back(byte_ids_[static_cast<uint8_t>(c)]);
         }
     }
 }
@@ -251,7 +275,8 @@ void SentencePiece::encode_run(std::string_view text, std::vector<int32_t> & out
 
 std::string_view SentencePiece::piece(int32_t token, bool special) const {
     const TokenType type = checked_type(token);
-    if (!special && is_hidden(type)) return {};
+    if (!special && is_hidden(type))
+        return {};
     return std::string_view(bytes_).substr(offsets_[token], offsets_[token + 1] - offsets_[token]);
 }
 
@@ -261,7 +286,8 @@ std::string SentencePiece::detokenize(const int32_t * tokens, size_t n_tokens, b
     for (size_t i = 0; i < n_tokens; i++) {
         std::string_view text = piece(tokens[i], special);
         const bool control = is_hidden(spec_.types[tokens[i]]);
-        if (prefixed && !control && !text.empty() && text[0] == ' ') text.remove_prefix(1);
+        if (prefixed && !control && !text.empty() && text[0] == ' ')
+            text.remove_prefix(1);
         out += text;
         prefixed = spec_.add_space_prefix && control;
     }

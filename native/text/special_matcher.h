@@ -26,8 +26,9 @@ class SpecialMatcher {
 
   private:
     using Entry = std::pair<std::string_view, int32_t>;
-    std::vector<Entry> entries_;           // sorted by text
-    std::array<uint32_t, 257> first_ = {};  // [byte]: the entries that begin with it are [first_[byte], first_[byte + 1])
+    std::vector<Entry> entries_;  // sorted by text
+    std::array<uint32_t, 257> first_ =
+        {};  // [byte]: the entries that begin with it are [first_[byte], first_[byte + 1])
 };
 
 }  // namespace zipcache

@@ -11,7 +11,8 @@ namespace {
 
 size_t slots_for(size_t n_keys) {
     size_t n = 16;
-    while (n < 2 * n_keys) n *= 2;
+    while (n < 2 * n_keys)
+        n *= 2;
     return n;
 }
 
@@ -37,7 +38,8 @@ TextTable::TextTable(const std::vector<std::string_view> & texts)
 size_t TextTable::locate(std::string_view text, uint64_t hash) const {
     const uint32_t tag = static_cast<uint32_t>(hash >> 32);
     size_t at = hash & mask_;
-    while (slots_[at].id >= 0 && (slots_[at].tag != tag || texts_[slots_[at].id] != text)) at = (at + 1) & mask_;
+    while (slots_[at].id >= 0 && (slots_[at].tag != tag || texts_[slots_[at].id] != text))
+        at = (at + 1) & mask_;
     return at;
 }
 
@@ -45,14 +47,16 @@ int32_t TextTable::insert(int32_t id) {
     const std::string_view text = texts_[id];
     const uint64_t hash = hash_bytes(text, seed_);
     Slot & slot = slots_[locate(text, hash)];
-    if (slot.id >= 0) return slot.id;
+    if (slot.id >= 0)
+        return slot.id;
     slot = {id, static_cast<uint32_t>(hash >> 32)};
     longest_ = std::max(longest_, text.size());
     return -1;
 }
 
 int32_t TextTable::find(std::string_view text) const {
-    if (text.size() > longest_) return -1;
+    if (text.size() > longest_)
+        return -1;
     return slots_[locate(text, hash_bytes(text, seed_))].id;
 }
 
@@ -60,16 +64,20 @@ MergeTable::MergeTable(size_t n_merges) : slots_(slots_for(n_merges)), seed_(has
 
 size_t MergeTable::locate(uint64_t key) const {
     size_t at = mix_bits(key ^ seed_) & mask_;
-    while (slots_[at].merge.rank >= 0 && slots_[at].key != key) at = (at + 1) & mask_;
+    while (slots_[at].merge.rank >= 0 && slots_[at].key != key)
+        at = (at + 1) & mask_;
     return at;
 }
 
 void MergeTable::insert(int32_t left, int32_t right, Merge merge) {
     const uint64_t key = pair_key(left, right);
     Slot & slot = slots_[locate(key)];
-    if (slot.merge.rank < 0) slot = {key, merge};
+    if (slot.merge.rank < 0)
+        slot = {key, merge};
 }
 
-Merge MergeTable::find(int32_t left, int32_t right) const { return slots_[locate(pair_key(left, right))].merge; }
+Merge MergeTable::find(int32_t left, int32_t right) const {
+    return slots_[locate(pair_key(left, right))].merge;
+}
 
 }  // namespace zipcache

@@ -13,7 +13,7 @@ class TextTable {
 
     // Returns the id that is already filed under the same text, or -1 after filing this one.
     int32_t insert(int32_t id);
-    int32_t find(std::string_view text) const;  // -1 if missing
+    int32_t find(std::string_view text) const;   // -1 if missing
     size_t longest() const { return longest_; }  // bytes
 
   private:

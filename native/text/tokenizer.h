@@ -15,12 +15,12 @@ enum class TokenType : int32_t { undefined, normal, unknown, control, user_defin
 // Everything a tokenizer needs, taken from the metadata of a model file by model/. Views point into that file,
 // which must outlive the tokenizer.
 struct TokenizerSpec {
-    std::string model;                      // "gpt2" (byte-level BPE) or "llama" (SentencePiece)
-    std::string pre;                        // name of the pre-tokenizer, for byte-level BPE
-    std::vector<std::string_view> tokens;   // [n_vocab]
-    std::vector<float> scores;              // [n_vocab], SentencePiece
-    std::vector<TokenType> types;           // [n_vocab], may be empty: all normal
-    std::vector<std::string_view> merges;   // byte-level BPE, best first, "left right"
+    std::string model;                     // "gpt2" (byte-level BPE) or "llama" (SentencePiece)
+    std::string pre;                       // name of the pre-tokenizer, for byte-level BPE
+    std::vector<std::string_view> tokens;  // [n_vocab]
+    std::vector<float> scores;             // [n_vocab], SentencePiece
+    std::vector<TokenType> types;          // [n_vocab], may be empty: all normal
+    std::vector<std::string_view> merges;  // byte-level BPE, best first, "left right"
     int32_t bos = -1, eos = -1, eot = -1, eom = -1, unknown = -1, padding = -1;  // -1: the model has none
     bool add_bos = false, add_eos = false;
     bool add_space_prefix = true;           // SentencePiece
@@ -52,14 +52,15 @@ class Tokenizer {
 
     int32_t n_vocab() const { return static_cast<int32_t>(spec_.tokens.size()); }
     const TokenizerSpec & spec() const { return spec_; }
-    bool is_end(int32_t token) const;  // eos, eot, eom, or a control token known to end a turn (<|im_end|>, <end_of_turn>, ...)
+    bool is_end(
+        int32_t token) const;  // eos, eot, eom, or a control token known to end a turn (<|im_end|>, <end_of_turn>, ...)
     bool is_control(int32_t token) const;
 
   protected:
     explicit Tokenizer(TokenizerSpec spec);
-    void file_tokens(TextTable & ids);             // files every token, finds the ends; ModelError for duplicates
+    void file_tokens(TextTable & ids);            // files every token, finds the ends; ModelError for duplicates
     TokenType checked_type(int32_t token) const;  // ArgumentError for an id outside [0, n_vocab)
-    TokenizerSpec spec_;                           // types: always [n_vocab]
+    TokenizerSpec spec_;                          // types: always [n_vocab]
 
   private:
     std::vector<int32_t> ends_;  // sorted

@@ -14,7 +14,8 @@ struct Lead {
 };
 
 Lead read_lead(uint8_t byte) {
-    if (byte >= 0xC2 && byte <= 0xDF) return {2, 0x80, 0xBF};
+    if (byte >= 0xC2 && byte <= 0xDF)
+        return {2, 0x80, 0xBF};
     if (byte >= 0xE0 && byte <= 0xEF) {
         return {3, static_cast<uint8_t>(byte == 0xE0 ? 0xA0 : 0x80), static_cast<uint8_t>(byte == 0xED ? 0x9F : 0xBF)};
     }
@@ -29,16 +30,20 @@ Lead read_lead(uint8_t byte) {
 Utf8Char decode_utf8(std::string_view text, size_t pos) {
     const auto byte_at = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
     const uint8_t first = byte_at(pos);
-    if (first < 0x80) return {first, 1, Utf8Status::valid};
+    if (first < 0x80)
+        return {first, 1, Utf8Status::valid};
     const Lead lead = read_lead(first);
-    if (lead.size == 0) return {replacement_character, 1, Utf8Status::invalid};
+    if (lead.size == 0)
+        return {replacement_character, 1, Utf8Status::invalid};
 
     char32_t code = first & (0x7Fu >> lead.size);
     for (uint32_t i = 1; i < lead.size; i++) {
-        if (pos + i == text.size()) return {replacement_character, i, Utf8Status::truncated};
+        if (pos + i == text.size())
+            return {replacement_character, i, Utf8Status::truncated};
         const uint8_t byte = byte_at(pos + i);
         const bool fits = i == 1 ? byte >= lead.low && byte <= lead.high : (byte & 0xC0) == 0x80;
-        if (!fits) return {replacement_character, i, Utf8Status::invalid};
+        if (!fits)
+            return {replacement_character, i, Utf8Status::invalid};
         code = code << 6 | (byte & 0x3F);
     }
     return {code, lead.size, Utf8Status::valid};

@@ -16,29 +16,30 @@ struct TestRegistration {
     TestRegistration(const char * name, void (*body)()) { test_cases().push_back({name, body}); }
 };
 
-#define TEST(name)                                           \
-    static void test_##name();                               \
+#define TEST(name)                                                     \
+    static void test_##name();                                         \
     static const TestRegistration register_##name(#name, test_##name); \
     static void test_##name()
 
-#define CHECK(condition)                                   \
-    do {                                                   \
-        if (!(condition)) {                                \
-            test_failed(__FILE__, __LINE__, #condition);   \
-        }                                                  \
+#define CHECK(condition)                                 \
+    do {                                                 \
+        if (!(condition)) {                              \
+            test_failed(__FILE__, __LINE__, #condition); \
+        }                                                \
     } while (0)
 
 // The expression throws Type, and its message holds the text.
-#define CHECK_THROWS(expression, Type, text)                                                       \
-    do {                                                                                           \
-        std::string caught_ = "nothing";                                                           \
-        try {                                                                                      \
-            (void) (expression);                                                                   \
-        } catch (const Type & error_) {                                                            \
-            caught_ = error_.what();                                                               \
-            if (caught_.find(text) != std::string::npos) {                                         \
-                break;                                                                             \
-            }                                                                                      \
-        }                                                                                          \
-        test_failed(__FILE__, __LINE__, std::string(#expression " throws '") + caught_ + "', wanted '" + (text) + "'"); \
+#define CHECK_THROWS(expression, Type, text)                                                        \
+    do {                                                                                            \
+        std::string caught_ = "nothing";                                                            \
+        try {                                                                                       \
+            (void) (expression);                                                                    \
+        } catch (const Type & error_) {                                                             \
+            caught_ = error_.what();                                                                \
+            if (caught_.find(text) != std::string::npos) {                                          \
+                break;                                                                              \
+            }                                                                                       \
+        }                                                                                           \
+        test_failed(__FILE__, __LINE__,                                                             \
+                    std::string(#expression " throws '") + caught_ + "', wanted '" + (text) + "'"); \
     } while (0)

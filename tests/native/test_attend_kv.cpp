@@ -29,8 +29,8 @@ Data make(const Case & c, std::mt19937 & random) {
     for (int i = 0; i < c.n_heads * c.head_dim; ++i) {
         data.q.push_back(3 * normal(random));  // sharp attention
     }
-    data.layer = {c.n_heads, c.n_kv_heads, c.head_dim, 1.0f / std::sqrt(float(c.head_dim)), c.sliding_window,
-                  capacity,  data.k.data(), data.v.data()};
+    data.layer = {c.n_heads,        c.n_kv_heads, c.head_dim,    1.0f / std::sqrt(float(c.head_dim)),
+                  c.sliding_window, capacity,     data.k.data(), data.v.data()};
     return data;
 }
 
@@ -58,9 +58,9 @@ constexpr double kTolerance = 2e-5;  // float sums of up to 1,000 terms of unit 
 TEST(attend_kv_matches_the_reference_on_chosen_shapes) {
     std::mt19937 random(1);
     const Case cases[] = {
-        {9, 3, 64, 0, 1, 1},    {9, 3, 64, 0, 1, 4},     {4, 1, 256, 512, 700, 2}, {32, 8, 128, 0, 129, 3},
-        {5, 1, 80, 0, 65, 2},   {6, 1, 96, 7, 64, 2},    {7, 1, 64, 0, 63, 1},     {14, 2, 64, 1, 200, 2},
-        {3, 3, 20, 0, 33, 2},   {2, 1, 17, 5, 40, 3},    {8, 8, 16, 0, 1000, 2},   {16, 1, 32, 100, 99, 5},
+        {9, 3, 64, 0, 1, 1},  {9, 3, 64, 0, 1, 4},  {4, 1, 256, 512, 700, 2}, {32, 8, 128, 0, 129, 3},
+        {5, 1, 80, 0, 65, 2}, {6, 1, 96, 7, 64, 2}, {7, 1, 64, 0, 63, 1},     {14, 2, 64, 1, 200, 2},
+        {3, 3, 20, 0, 33, 2}, {2, 1, 17, 5, 40, 3}, {8, 8, 16, 0, 1000, 2},   {16, 1, 32, 100, 99, 5},
     };
     for (const Case & c : cases) {
         CHECK(difference(c, random) < kTolerance);

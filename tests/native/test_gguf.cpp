@@ -16,16 +16,33 @@ struct Damage {
     GgufBytes file;
 };
 
-GgufBytes entries(uint64_t n = 1) { return GgufBytes().header(0, n); }
-GgufBytes tensors(uint64_t n = 1) { return GgufBytes().header(n, 0); }
-GgufBytes text(const char * bytes) { return GgufBytes{bytes}; }
+GgufBytes entries(uint64_t n = 1) {
+    return GgufBytes().header(0, n);
+}
+GgufBytes tensors(uint64_t n = 1) {
+    return GgufBytes().header(n, 0);
+}
+GgufBytes text(const char * bytes) {
+    return GgufBytes{bytes};
+}
 
 }  // namespace
 
 TEST(gguf_reads_what_is_right) {
     GgufBytes bytes;
     bytes.header(2, 4, 2).entry_u32("answer", 42).text("name").u32(8).text("x\xC3\xA9");
-    bytes.text("list").u32(9).u32(8).u64(2).text("a").text("").text("flags").u32(9).u32(7).u64(2).raw(uint8_t(1)).raw(uint8_t(0));
+    bytes.text("list")
+        .u32(9)
+        .u32(8)
+        .u64(2)
+        .text("a")
+        .text("")
+        .text("flags")
+        .u32(9)
+        .u32(7)
+        .u64(2)
+        .raw(uint8_t(1))
+        .raw(uint8_t(0));
     bytes.tensor("a", {32, 2}, 8, 0).tensor("b", {4}, 0, 96).data(96 + 16);
     const auto file = parse(bytes);
     CHECK(file->version() == 2 && file->integer("answer") == 42 && file->string("name") == "x\xC3\xA9");

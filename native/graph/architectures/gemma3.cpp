@@ -9,7 +9,7 @@ namespace zipcache {
 namespace {
 
 void shape(const GgufFile & file, HParams & h) {
-    constexpr int kPattern = 6;   // every sixth layer sees everything
+    constexpr int kPattern = 6;  // every sixth layer sees everything
     constexpr int kLayers27B = 62;
     const int64_t window = file.integer("gemma3.attention.sliding_window");
     if (window < 1 || window > (1 << 30)) {

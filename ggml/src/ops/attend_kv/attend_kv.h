@@ -23,19 +23,19 @@ inline TokenRange split_range(TokenRange all, int split, int n_splits) {
 
 // One KV head's share of a split.
 struct HeadTask {
-    const float * q;      // [n_queries, head_dim] f32, the query heads of this KV head, already times scale
+    const float * q;  // [n_queries, head_dim] f32, the query heads of this KV head, already times scale
     int n_queries;
     int head_dim;
-    const uint16_t * k;   // [n_tokens, head_dim] f16
-    const uint16_t * v;   // [n_tokens, head_dim] f16
+    const uint16_t * k;  // [n_tokens, head_dim] f16
+    const uint16_t * v;  // [n_tokens, head_dim] f16
     int64_t n_tokens;
-    float * partial;      // [n_queries, head_dim + 2] f32
+    float * partial;  // [n_queries, head_dim + 2] f32
 };
 
 using HeadKernel = void (*)(const HeadTask &);
 
 void head_portable(const HeadTask & task);
-HeadKernel head_avx2();    // nullptr where not compiled
+HeadKernel head_avx2();  // nullptr where not compiled
 HeadKernel head_avx512();
 
 }  // namespace zipcache::attend_kv

@@ -28,9 +28,7 @@ struct Avx512 {
     static Avx512 mul(Avx512 a, Avx512 b) { return {_mm512_mul_ps(a.r, b.r)}; }
     static Avx512 max(Avx512 a, Avx512 b) { return {_mm512_max_ps(a.r, b.r)}; }
     static Avx512 fma(Avx512 a, Avx512 b, Avx512 c) { return {_mm512_fmadd_ps(a.r, b.r, c.r)}; }
-    static Avx512 round(Avx512 a) {
-        return {_mm512_roundscale_ps(a.r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-    }
+    static Avx512 round(Avx512 a) { return {_mm512_roundscale_ps(a.r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
     static Avx512 exp(Avx512 a) { return exp_polynomial(max(a, set(-87.0f))); }
     static Avx512 scale_by_power(Avx512 p, Avx512 n) { return {_mm512_scalef_ps(p.r, n.r)}; }
     float sum() const { return _mm512_reduce_add_ps(r); }

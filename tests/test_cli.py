@@ -1,0 +1,110 @@
+"""The command-line tools, as processes; chat also on a pseudo-terminal."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+
+
+def run(*arguments: str, stdin: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=check)
+
+
+def test_chat_answers_one_prompt() -> None:
+    done = run("zipcache_rt.chat", "--prompt", "What is the capital of France?", "--max-tokens", "40")
+    assert len(done.stdout.split()) >= 3
+    assert re.search(
+        r"first token after [\d.]+ s; prefill \d+ tokens at \d+ tokens/s; decode \d+ at [\d.]+", done.stderr
+    )
+    assert re.search(r"KV [\d.]+ MiB for \d+ tokens \([\d.]+ bits/element", done.stderr)
+
+
+def test_chat_through_a_pipe_keeps_its_cache() -> None:
+    turns = "Remember the word blue.\nWhich word?\n/stats\n/reset\n/stats\n/nonsense\n/quit\nnot read\n"
+    done = run("zipcache_rt.chat", "--temp", "0", "--max-tokens", "12", stdin=turns)
+    assert len([line for line in done.stdout.splitlines() if line]) >= 2 and "not read" not in done.stdout
+    prefilled = [int(n) for n in re.findall(r"; prefill (\d+) tokens at", done.stderr)]
+    assert len(prefilled) == 2 and prefilled[1] < prefilled[0]
+    assert "context 0 of 8192" in done.stderr and "unknown command /nonsense" in done.stderr
+
+
+def test_errors_are_one_line(tmp_path: Path) -> None:
+    bad = tmp_path / "bad\x1b[31m.gguf"
+    bad.write_bytes(b"nothing")
+    for tool in ("chat", "generate", "inspect"):
+        done = run(f"zipcache_rt.{tool}", str(bad), check=False)
+        assert done.returncode == 1 and done.stdout == ""
+        assert len(done.stderr.splitlines()) == 1 and "not a GGUF file" in done.stderr and "\x1b" not in done.stderr
+
+
+def test_generate_text_and_json(smollm2_path: Path) -> None:
+    options = ("zipcache_rt.generate", str(smollm2_path), "--temp", "0", "--max-tokens", "8")
+    plain = run(*options, stdin="1, 2, 3, 4,").stdout
+    lines = [json.loads(line) for line in run(*options, "--prompt", "1, 2, 3, 4,", "--json").stdout.splitlines()]
+    assert "".join(line["text"] for line in lines[:-1]) + "\n" == plain
+    assert lines[-1]["finish_reason"] == "length" and lines[-1]["kv"]["n_tokens"] > 8
+
+
+def test_inspect(smollm2_path: Path) -> None:
+    shown = run("zipcache_rt.inspect", str(smollm2_path), "--ctx", "1000").stdout
+    for text in ("general.architecture", "token_embd.weight", "q8_0", "Plan for 1,000 tokens"):
+        assert text in shown
+    report = json.loads(run("zipcache_rt.inspect", str(smollm2_path), "--ctx", "1000", "--json").stdout)
+    assert report["plan"]["kv_bytes"] == 1000 * 30 * 2 * 3 * 64 * 2 and len(report["tensors"]) == 272
+
+
+class Terminal:
+    """A program on a pseudo-terminal."""
+
+    def __init__(self, home: Path, *arguments: str) -> None:
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.environ.update(HOME=str(home), XDG_STATE_HOME=str(home), TERM="xterm")
+            os.execv(sys.executable, [sys.executable, "-m", *arguments])
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.seen = ""
+
+    def wait_for(self, text: str, seconds: float = 30) -> None:
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            ready, _, _ = select.select([self.fd], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"no {text!r} in {self.seen[-2000:]!r}"
+            try:
+                self.seen += os.read(self.fd, 65536).decode("utf-8", "replace")
+            except OSError:  # the program ended
+                assert text in self.seen, self.seen[-2000:]
+                return
+
+    def write(self, text: str) -> None:
+        self.seen = ""
+        os.write(self.fd, text.encode())
+
+
+@pytest.mark.skipif(not hasattr(pty, "fork"), reason="needs a POSIX pseudo-terminal")
+def test_ctrl_c_stops_the_reply_and_not_the_program(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, "zipcache_rt.chat", "--temp", "0")
+    terminal.wait_for("/help lists the commands")
+    terminal.wait_for(">")
+    terminal.write("Write a very long story about a dragon.\r")
+    terminal.wait_for("dragon")
+    time.sleep(1.0)
+    os.kill(terminal.pid, signal.SIGINT)
+    terminal.wait_for("first token after")
+    terminal.write("/help\r")
+    terminal.wait_for("Ctrl-C stops a reply")
+    terminal.write("/quit\r")
+    _, status = os.waitpid(terminal.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert "dragon" in (tmp_path / "zipcache-rt" / "chat_history").read_text()
