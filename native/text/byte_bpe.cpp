@@ -191,7 +191,9 @@ void ByteBpe::encode_word(std::string_view word, Scratch & scratch, std::vector<
         if (id >= 0)
             return out.push_back(id);
     }
-    auto & [symbols, heap] = scratch;
+    // named references: C++17 lambdas cannot capture structured bindings
+    auto & symbols = scratch.symbols;
+    auto & heap = scratch.heap;
     symbols.clear();
     heap.clear();
     for (const char c : word) {
