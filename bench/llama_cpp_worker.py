@@ -32,8 +32,8 @@ class Worker:
     def append(self, tokens: list[int], at_once: int) -> None:
         for first in range(0, len(tokens), at_once):
             part = tokens[first : first + at_once]
-            batch = lib.llama_batch_get_one((ctypes.c_int32 * len(part))(*part), len(part))
-            if lib.llama_decode(self.context, batch) != 0:
+            ids = (ctypes.c_int32 * len(part))(*part)  # the batch only points at it
+            if lib.llama_decode(self.context, lib.llama_batch_get_one(ids, len(part))) != 0:
                 raise RuntimeError("llama_decode failed")
         self.n_past += len(tokens)
 
