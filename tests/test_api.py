@@ -97,6 +97,33 @@ def test_closing_the_iterator_leaves_a_usable_session(session: Session, smollm2:
     assert len(more) == 4 and session.n_past == len(smollm2.tokenize(PROMPT)) + 7
 
 
+def test_a_refused_argument_costs_no_cache(session: Session) -> None:
+    session.prefill([1, 2, 3])
+    with pytest.raises(ArgumentError, match="max_tokens"):
+        session.chat([{"role": "user", "content": "Hi"}], max_tokens=-1)
+    assert session.tokens == [1, 2, 3]
+
+
+def test_cancelling_a_reply_leaves_it_where_it_was(session: Session) -> None:
+    with session.generate(PROMPT, max_tokens=6, sampler=GREEDY) as made:
+        next(made)
+        made.cancel()
+        with pytest.raises(CancelledError):
+            next(made)
+        assert len(list(made)) == 5 and made.finish_reason == "length"
+    assert list(made) == []
+
+
+def test_close_lets_go(smollm2_path: Path) -> None:
+    with Model(smollm2_path, threads=1) as model, model.session(n_ctx=8) as session:
+        session.prefill([1])
+    with pytest.raises(ArgumentError, match="the session is closed"):
+        session.decode(1)
+    with pytest.raises(ArgumentError, match="the model is closed"):
+        model.tokenize("a")
+    assert model.info.has_chat_template
+
+
 def test_streaming_never_shows_half_a_character(smollm2: Model) -> None:
     # hot sampling makes plenty of lone bytes of longer characters
     hot = SamplerOptions(temperature=3.0, top_k=0, top_p=1, min_p=0, seed=3)
@@ -233,6 +260,34 @@ def test_chat_prefills_only_what_is_new(smollm2: Model) -> None:
         (lambda m: m.session().generate("a", sampler=SamplerOptions(top_p=2)), "top_p is 2.0"),
         (lambda m: m.session().generate("a", sampler=SamplerOptions(seed=-1)), "sampler option"),
         (lambda m: m.session().chat([{"role": "user"}]), "message 0 is"),
+        (lambda m: Model(5), "path is int; accepted: str or os.PathLike"),
+        (lambda m: Model("a\0b"), "accepted: text without NUL"),
+        (lambda m: Model("a\udc80b"), "lone surrogates"),
+        (lambda m: Model(m.info.path, device=5), "device is int"),
+        (lambda m: Model(m.info.path, threads=1.5), "threads is 1.5"),
+        (lambda m: Model(m.info.path, progress=5), "progress is int"),
+        (lambda m: m.session(n_ctx=1.5), "n_ctx is 1.5"),
+        (lambda m: m.session(n_ctx=2**70), "n_ctx is 1180591620717411303424"),
+        (lambda m: m.session(kv="f16"), "kv is str; accepted: KvOptions"),
+        (lambda m: m.session().prefill(5), "tokens is int; accepted: token ids"),
+        (lambda m: m.session().prefill(np.ones((2, 2), int)), r"tokens has the shape \(2, 2\)"),
+        (lambda m: m.session().prefill([[1, 2]]), r"tokens holds \[1, 2\]"),
+        (lambda m: m.session().prefill(np.ones(2)), "accepted: integers"),
+        (lambda m: m.session().prefill(np.ones(2, bool)), "accepted: integers"),
+        (lambda m: m.session().prefill([1], progress=5), "progress is int"),
+        (lambda m: m.session().decode("a"), "token holds 'a'"),
+        (lambda m: m.session().truncate(1.5), "n_tokens is 1.5"),
+        (lambda m: m.session().truncate(2**70), "n_tokens is"),
+        (lambda m: m.detokenize(5), "ids is int"),
+        (lambda m: m.session().generate(5), "prompt is int"),
+        (lambda m: m.session().generate(b"a"), "prompt is bytes"),
+        (lambda m: m.session().generate("a", max_tokens=1.5), "max_tokens is 1.5"),
+        (lambda m: m.session().generate("a", max_tokens=2**80), "max_tokens is"),
+        (lambda m: m.session().generate("a", stop=[5]), "an element of stop is int"),
+        (lambda m: m.session().generate("a", stop=5), "stop is int"),
+        (lambda m: m.session().generate("a", sampler=None), "sampler is NoneType; accepted: SamplerOptions"),
+        (lambda m: m.session().generate("a", sampler=SamplerOptions(top_k=1.5)), "sampler option"),
+        (lambda m: m.session().generate("a", sampler=SamplerOptions(logit_bias=[1])), "sampler option"),
     ],
 )
 def test_bad_arguments_are_named(call: object, says: str, smollm2: Model) -> None:

@@ -79,11 +79,14 @@ def demo_model() -> Path:
 
 
 @contextmanager
-def progress_bar(title: str, *, shown: bool = True) -> Iterator[Callable[[float], None] | None]:
-    """A bar on stderr that goes away when done; a callback for 0..1, or None where no terminal would show it."""
+def progress_bar(title: str, *, shown: bool = True) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr that goes away when done; a callback for 0..1.
+
+    Where nothing is shown the callback does nothing, save that Python runs now and then and Ctrl-C is heard.
+    """
     console = Console(stderr=True)
     if not shown or not console.is_terminal:
-        yield None
+        yield lambda done: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:

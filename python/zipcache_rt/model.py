@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from . import _core, templates
+from . import _core, checks, templates
 from .options import KvOptions
 from .session import Session
 
@@ -40,24 +40,18 @@ class ModelInfo:
     eos_token: str
     chat_template: str | None
 
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self.chat_template)
 
-def token_ids(ids: Iterable[int], name: str) -> list[int]:
-    """Plain ints from any iterable of integers (NumPy's too). ArgumentError names what is no int32."""
-    values = []
-    if isinstance(ids, (str, bytes)):
-        raise _core.ArgumentError(f"{name} is {type(ids).__name__}; accepted: token ids")
-    for value in ids:
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise _core.ArgumentError(f"{name} holds {value!r}; accepted: integers")
-        number = value.__index__()
-        if not -(2**31) <= number < 2**31:
-            raise _core.ArgumentError(f"{name} holds {number}; accepted: token ids of the model")
-        values.append(number)
-    return values
+
+def _info(found: Mapping[str, Any]) -> ModelInfo:
+    """The fields this version knows; the native module may tell more."""
+    return ModelInfo(**{field.name: found[field.name] for field in fields(ModelInfo)})
 
 
 class Model:
-    """A GGUF model, ready to run.
+    """A GGUF model, ready to run; a context manager.
 
     path: the file. device: "auto" or "cpu". threads: None for one a core. progress: called with 0..1 while weights are
     laid out; an exception it raises stops the load. repack: use ggml's faster weight layouts where it has one.
@@ -74,11 +68,34 @@ class Model:
         progress: _core.Progress | None = None,
         repack: bool = True,
     ) -> None:
-        if threads is not None and (isinstance(threads, bool) or not 1 <= threads <= 512):
-            raise _core.ArgumentError(f"threads is {threads!r}; accepted: 1 to 512, or None to choose")
-        self._core = _core.Model(os.fspath(path), device, threads or 0, repack, progress)
-        known = {field.name for field in fields(ModelInfo)}
-        self._info = ModelInfo(**{key: value for key, value in self._core.info.items() if key in known})
+        if not isinstance(path, (str, os.PathLike)):
+            raise _core.ArgumentError(f"path is {type(path).__name__}; accepted: str or os.PathLike")
+        file = os.fspath(path)
+        if not isinstance(file, str) or "\0" in file or checks.utf8(file, "path").decode() != file:
+            raise _core.ArgumentError(f"path is {file!r}; accepted: text without NUL or lone surrogates")
+        checks.instance(device, str, "device")
+        checks.callback(progress, "progress")
+        if threads is not None:
+            threads = checks.integer(threads, "threads", 1, 512, "1 to 512, or None to choose")
+        self._native: _core.Model | None = _core.Model(file, device, threads or 0, bool(repack), progress)
+        self._info = _info(self._open.info)
+
+    @property
+    def _open(self) -> _core.Model:
+        if self._native is None:
+            raise _core.ArgumentError("the model is closed; accepted: an open one")
+        return self._native
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the weights; they are freed once no session uses them. Later calls raise ArgumentError, and so do
+        those of its sessions that need text rather than token ids."""
+        self._native = None
 
     @property
     def info(self) -> ModelInfo:
@@ -90,14 +107,14 @@ class Model:
         add_bos None: as the model's flags say (bos and eos). special: text that looks like a control token becomes
         that token. Lone surrogates are read as U+FFFD. Raises ModelError for a model without a tokenizer.
         """
-        return self._core.tokenize(_utf8(text), add_bos, special)
+        return self._open.tokenize(checks.utf8(text, "text"), None if add_bos is None else bool(add_bos), bool(special))
 
     def detokenize(self, ids: Iterable[int], *, special: bool = False) -> str:
         """The text of a sequence; bytes that are no UTF-8 become U+FFFD. special: control tokens show as text.
 
         Raises ArgumentError for an id that the model does not have.
         """
-        return self._core.detokenize(token_ids(ids, "ids"), special).decode("utf-8", "replace")
+        return self._open.detokenize(checks.token_ids(ids, "ids"), bool(special)).decode("utf-8", "replace")
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """The prompt that the model's own template makes of a conversation.
@@ -114,13 +131,13 @@ class Model:
         )
 
     def session(self, *, n_ctx: int | None = None, kv: KvOptions = KvOptions()) -> Session:  # noqa: B008 (frozen)
-        """A new conversation. n_ctx: most tokens it may hold; None for what the model was trained for."""
-        if n_ctx is not None and (isinstance(n_ctx, bool) or n_ctx < 1):
-            raise _core.ArgumentError(f"n_ctx is {n_ctx!r}; accepted: 1 to {self.info.n_ctx_train}, or None for all")
-        return Session(self, self._core.session(n_ctx or 0, kv.policy))
+        """A new conversation.
 
-
-def _utf8(text: str) -> bytes:
-    if not isinstance(text, str):
-        raise _core.ArgumentError(f"text is {type(text).__name__}; accepted: str")
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+        n_ctx: most tokens it may hold, up to what the model was trained for; None for all of that. kv: how the cache
+        is kept. Raises ArgumentError.
+        """
+        checks.instance(kv, KvOptions, "kv")
+        if n_ctx is not None:
+            most = self.info.n_ctx_train
+            n_ctx = checks.integer(n_ctx, "n_ctx", 1, most, f"1 to {most}, or None for all")
+        return Session(self, self._open.session(n_ctx or 0, kv.policy))

@@ -52,5 +52,5 @@ class SamplerOptions:
                 logit_bias=list(self.logit_bias.items()),
                 seed=self.seed,
             )
-        except TypeError as error:
+        except (AttributeError, OverflowError, TypeError, ValueError) as error:
             raise _core.ArgumentError(f"a sampler option has a wrong type or does not fit: {self}") from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core
+from . import _core, checks
 from .options import SamplerOptions
 
 if TYPE_CHECKING:
@@ -57,75 +57,110 @@ class Stats:
 
 
 class Generation(Iterator[Piece]):
-    """A reply in progress: an iterator of Piece. close(), or dropping it, ends it; the session stays usable."""
+    """A reply in progress: an iterator of Piece, and a context manager.
 
-    def __init__(self, core: _core.Generation) -> None:
+    close(), leaving its `with`, or dropping it ends the reply; the session stays usable. What next() raises
+    (CancelledError, ContextError, what a progress callback raised) leaves it where it was: next() may be called again.
+    """
+
+    def __init__(self, session: Session, core: _core.Generation) -> None:
+        self._session = session
         self._core: _core.Generation | None = core
         self._finish_reason: str | None = None
 
     def __next__(self) -> Piece:
         if self._core is None:
             raise StopIteration
-        made = self._core.next()
-        self._finish_reason = self._core.finish_reason
+        core = self._core
+        made = core.next()
+        self._finish_reason = core.finish_reason
         if made is None:
             self.close()
             raise StopIteration
         return Piece(*made)
 
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def cancel(self) -> None:
+        """From any thread: the step in progress, or the next one of the session, raises CancelledError."""
+        self._session.cancel()
+
     def close(self) -> None:
+        """Ends the reply. The cache keeps what it holds: the prompt and all tokens but the newest."""
         self._core = None
 
     @property
     def finish_reason(self) -> str | None:
-        """None while it runs, then "stop" (end token or stop string) or "length" (max_tokens, or a full context)."""
+        """None while it runs or when it was closed early, then "stop" (end token or stop string) or "length"
+        (max_tokens, or a full context)."""
         return self._finish_reason
 
 
 class Session:
-    """Made by Model.session(). Calls from several threads take turns; cancel() may come from any.
+    """Made by Model.session(); a context manager. Calls from several threads take turns; cancel() may come from any.
 
     What raises leaves the session as it was before the call, and usable.
     """
 
     def __init__(self, model: Model, core: _core.Session) -> None:
         self.model = model
-        self._core = core
+        self._native: _core.Session | None = core
+
+    @property
+    def _open(self) -> _core.Session:
+        if self._native is None:
+            raise _core.ArgumentError("the session is closed; accepted: an open one")
+        return self._native
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the cache; its memory is freed once no Generation uses it. Later calls raise ArgumentError."""
+        self._native = None
 
     @property
     def n_ctx(self) -> int:
         """Most tokens the cache may hold."""
-        return self._core.n_ctx
+        return self._open.n_ctx
 
     @property
     def n_past(self) -> int:
         """Tokens the cache holds."""
-        return self._core.n_past
+        return self._open.n_past
 
     @property
     def tokens(self) -> list[int]:
         """The ids of the tokens the cache holds, oldest first."""
-        return self._core.tokens
+        return self._open.tokens
 
     @property
     def logits(self) -> NDArray[np.float32]:
         """float32 [n_vocab] after the last token. ContextError before the first one and after truncate()."""
-        return self._core.logits()
+        return self._open.logits()
 
     def prefill(self, tokens: Iterable[int], *, progress: _core.Progress | None = None) -> None:
         """Appends one or more tokens. progress: called with 0..1; an exception it raises stops the work.
 
         Raises ContextError when they do not fit, ArgumentError for ids the model does not have, CancelledError.
         """
-        self._core.prefill(_int32(tokens, "tokens"), progress)
+        checks.callback(progress, "progress")
+        self._open.prefill(checks.token_array(tokens, "tokens"), progress)
 
     def decode(self, token: int) -> None:
         """Appends one token."""
-        self._core.decode(int(_int32([token], "token")[0]))
+        self._open.decode(checks.token_ids([token], "token")[0])
 
     def score(self, tokens: Iterable[int]) -> NDArray[np.float32]:
         """Appends the tokens one by one: float32 [n_tokens, n_vocab], row i = the logits after tokens[i]."""
-        return self._core.score(_int32(tokens, "tokens"))
+        return self._open.score(checks.token_array(tokens, "tokens"))
 
     def generate(
         self,
@@ -144,13 +179,15 @@ class Session:
         if isinstance(prompt, str):
             tokens = self.model.tokenize(prompt, add_bos=None if self.n_past == 0 else False)
         else:
-            tokens = list(prompt)
-        if max_tokens is not None and (isinstance(max_tokens, bool) or max_tokens < 0):
-            raise _core.ArgumentError(f"max_tokens is {max_tokens!r}; accepted: 0 or more, or None")
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        limit = -1 if max_tokens is None else max_tokens
-        ids = _int32(tokens, "prompt")
-        return Generation(_core.Generation(self._core, ids, limit, sampler.to_core(), stops, progress))
+            tokens = checks.token_ids(prompt, "prompt")
+        checks.instance(sampler, SamplerOptions, "sampler")
+        checks.callback(progress, "progress")
+        limit = -1
+        if max_tokens is not None:
+            limit = checks.integer(max_tokens, "max_tokens", 0, 2**62, "0 or more, or None")
+        stops = checks.texts(stop, "stop")
+        ids = np.asarray(tokens, np.int32)
+        return Generation(self, _core.Generation(self._open, ids, limit, sampler.to_core(), stops, progress))
 
     def chat(
         self,
@@ -172,37 +209,33 @@ class Session:
         shared = 0
         while shared < min(len(kept), len(tokens) - 1) and kept[shared] == tokens[shared]:
             shared += 1
+        # made first: an argument it refuses must not cost the cache
+        reply = self.generate(tokens[shared:], max_tokens=max_tokens, sampler=sampler, stop=stop, progress=progress)
         self.truncate(shared)
-        return self.generate(tokens[shared:], max_tokens=max_tokens, sampler=sampler, stop=stop, progress=progress)
+        return reply
 
     def kv_stats(self) -> KvStats:
-        return KvStats(**self._core.kv_stats())
+        return KvStats(**self._open.kv_stats())
 
     @property
     def stats(self) -> Stats:
-        made = self._core.stats()
+        made = self._open.stats()
         return Stats(
             int(made["prefill_tokens"]), made["prefill_seconds"], int(made["decode_tokens"]), made["decode_seconds"]
         )
 
     def fork(self) -> Session:
         """An independent copy that goes on from here."""
-        return Session(self.model, self._core.fork())
+        return Session(self.model, self._open.fork())
 
     def truncate(self, n_tokens: int) -> None:
         """Keeps the oldest n_tokens. Logits are gone unless nothing was dropped."""
-        self._core.truncate(n_tokens)
+        self._open.truncate(checks.integer(n_tokens, "n_tokens", 0, 2**62, "0 to the tokens that the cache holds"))
 
     def reset(self) -> None:
         """Forgets everything and frees the cache's memory."""
-        self._core.reset()
+        self._open.reset()
 
     def cancel(self) -> None:
         """From any thread: the call in progress, or the next one, raises CancelledError."""
-        self._core.cancel()
-
-
-def _int32(ids: Iterable[int], name: str) -> NDArray[np.int32]:
-    from .model import token_ids
-
-    return np.asarray(token_ids(ids, name), np.int32)
+        self._open.cancel()
