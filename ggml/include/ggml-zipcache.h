@@ -52,6 +52,29 @@ struct ggml_tensor * ggml_zipcache_attend_kv_node(struct ggml_context * ctx, con
                                                   struct ggml_tensor * q, struct ggml_tensor * k,
                                                   struct ggml_tensor * v, struct ggml_tensor * n_tokens, int n_splits);
 
+// mul_mat: the product of a weight matrix with many columns (prefill). ggml's own kernels round the columns to 8 bits
+// and read the packed weight anew for each; this one unpacks the weight to f32 once for all columns.
+struct ggml_zipcache_mul_mat_args {
+    enum ggml_type type;     // of the weight
+    const uint8_t * weight;  // [m, k] packed, one row each weight_stride bytes
+    size_t weight_stride;
+    int64_t k, m, n;
+    const float * x;  // [n, k] f32, one column each x_stride floats
+    int64_t x_stride;
+    float * y;  // [n, m] f32, one column each y_stride floats
+    int64_t y_stride;
+};
+
+// Whether mul_mat is the way to compute it here: a vector kernel, a type it reads, enough columns to pay.
+bool ggml_zipcache_mul_mat_supported(enum ggml_type type, int64_t k, int64_t n);
+// Rows [first_row, last_row) of the product.
+void ggml_zipcache_mul_mat(const struct ggml_zipcache_mul_mat_args * args, int64_t first_row, int64_t last_row);
+void ggml_zipcache_mul_mat_ref(const struct ggml_zipcache_mul_mat_args * args, int64_t first_row, int64_t last_row);
+
+// The same as a node: weight [k, m] in its file's layout, x [k, n] f32 -> [m, n] f32.
+struct ggml_tensor * ggml_zipcache_mul_mat_node(struct ggml_context * ctx, struct ggml_tensor * weight,
+                                                struct ggml_tensor * x);
+
 #ifdef __cplusplus
 }
 #endif

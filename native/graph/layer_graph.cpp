@@ -1,13 +1,27 @@
 #include "graph/layer_graph.h"
 
+#include "ggml-backend.h"
+#include "ggml-zipcache.h"
+
 namespace zipcache {
+namespace {
+
+ggml_tensor * product(ggml_context * ctx, ggml_tensor * weight, ggml_tensor * x) {
+    // ggml's repacked layouts are no host buffers: only ggml reads them, and its products with them are fast
+    const bool as_in_file = ggml_backend_buffer_is_host(weight->buffer);
+    return as_in_file && ggml_zipcache_mul_mat_supported(weight->type, weight->ne[0], x->ne[1])
+               ? ggml_zipcache_mul_mat_node(ctx, weight, x)
+               : ggml_mul_mat(ctx, weight, x);
+}
+
+}  // namespace
 
 ggml_tensor * LayerGraph::norm(ggml_tensor * x, ggml_tensor * weight) const {
     return ggml_mul(ctx, ggml_rms_norm(ctx, x, h.norm_epsilon), weight);
 }
 
 ggml_tensor * LayerGraph::linear(ggml_tensor * x, ggml_tensor * weight, ggml_tensor * bias) const {
-    ggml_tensor * y = ggml_mul_mat(ctx, weight, x);
+    ggml_tensor * y = product(ctx, weight, x);
     return bias ? ggml_add(ctx, y, bias) : y;
 }
 

@@ -4,55 +4,17 @@
 #include "attend_kv.h"
 
 #ifdef __AVX2__
-#include <immintrin.h>
+#include "simd/avx2.h"
 
 namespace zipcache::attend_kv {
 namespace {
-
-template <class V>
-V exp_polynomial(V x);
-
-struct Avx2 {
-    static constexpr int lanes = 8;
-    __m256 r;
-
-    static Avx2 zero() { return {_mm256_setzero_ps()}; }
-    static Avx2 set(float x) { return {_mm256_set1_ps(x)}; }
-    static Avx2 load(const float * p) { return {_mm256_loadu_ps(p)}; }
-    static Avx2 load_f16(const uint16_t * p) {
-        return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)))};
-    }
-    void store(float * p) const { _mm256_storeu_ps(p, r); }
-    static Avx2 add(Avx2 a, Avx2 b) { return {_mm256_add_ps(a.r, b.r)}; }
-    static Avx2 sub(Avx2 a, Avx2 b) { return {_mm256_sub_ps(a.r, b.r)}; }
-    static Avx2 mul(Avx2 a, Avx2 b) { return {_mm256_mul_ps(a.r, b.r)}; }
-    static Avx2 max(Avx2 a, Avx2 b) { return {_mm256_max_ps(a.r, b.r)}; }
-    static Avx2 fma(Avx2 a, Avx2 b, Avx2 c) { return {_mm256_fmadd_ps(a.r, b.r, c.r)}; }
-    static Avx2 round(Avx2 a) { return {_mm256_round_ps(a.r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-    static Avx2 exp(Avx2 a) { return exp_polynomial(max(a, set(-87.0f))); }
-    // p * 2^n for -126 <= n <= 0
-    static Avx2 scale_by_power(Avx2 p, Avx2 n) {
-        const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.r), _mm256_set1_epi32(127)), 23);
-        return {_mm256_mul_ps(p.r, _mm256_castsi256_ps(bits))};
-    }
-    float sum() const {
-        __m128 x = _mm_add_ps(_mm256_castps256_ps128(r), _mm256_extractf128_ps(r, 1));
-        x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-        return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
-    }
-    float max() const {
-        __m128 x = _mm_max_ps(_mm256_castps256_ps128(r), _mm256_extractf128_ps(r, 1));
-        x = _mm_max_ps(x, _mm_movehl_ps(x, x));
-        return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
-    }
-};
 
 #include "attend_kv_simd.h"
 
 }  // namespace
 
 HeadKernel head_avx2() {
-    return head_simd<Avx2>;
+    return head_simd<simd::Avx2>;
 }
 
 }  // namespace zipcache::attend_kv
