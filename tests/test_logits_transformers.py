@@ -11,7 +11,7 @@ from zipcache_rt import Model
 
 pytest.importorskip("torch", reason="the extra 'oracle' (torch, transformers) is not installed")
 pytest.importorskip("transformers", reason="the extra 'oracle' (torch, transformers) is not installed")
-from helpers import transformers_forward  # noqa: E402
+from helpers import transformers_forward
 
 
 @pytest.mark.parametrize("name", tiny_models.SHAPES)

@@ -1,7 +1,9 @@
 """Runs all linters: `python tools/lint.py [--fix]`. They come with `pip install '.[lint]'`."""
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,6 +21,29 @@ def sources() -> list[str]:
     return listed.stdout.split()
 
 
+def clang_tidy() -> bool:
+    """Every translation unit as the developers' build compiles it. True if nothing was found."""
+    build = ROOT / "build" / "lint"
+    configure = ["cmake", "--preset", "dev", "-B", str(build), f"-DPython_EXECUTABLE={sys.executable}"]
+    done = subprocess.run(configure, cwd=ROOT, check=False, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stdout, done.stderr)
+        return False
+
+    def check(source: str) -> str:
+        # the notes on stderr are counts of suppressed warnings in other people's headers
+        command = ["clang-tidy", "--quiet", "-p", str(build), source]
+        result = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+        return result.stdout if result.returncode else ""
+
+    known = (build / "compile_commands.json").read_text()
+    units = [source for source in sources() if source.endswith(".cpp") and source in known]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = [output for output in pool.map(check, units) if output]
+    print("\n".join(found))
+    return not found
+
+
 def main() -> int:
     fix = "--fix" in sys.argv[1:]
     folders = [folder for folder in PYTHON if any((ROOT / folder).rglob("*.py"))]
@@ -32,6 +57,8 @@ def main() -> int:
     for command in commands:
         print("+", " ".join(command[:3]), "...", flush=True)
         failed += subprocess.run(command, cwd=ROOT, check=False).returncode != 0
+    print("+ clang-tidy ...", flush=True)
+    failed += not clang_tidy()
     return 1 if failed else 0
 
 

@@ -308,6 +308,7 @@ void GgufFile::Impl::place_tensors(const Cursor & in, const std::vector<uint64_t
 
 void GgufFile::Impl::check_overlaps(const Cursor & in) const {
     std::vector<const GgufTensor *> sorted;
+    sorted.reserve(tensors.size());
     for (const GgufTensor & tensor : tensors) {
         sorted.push_back(&tensor);
     }

@@ -85,7 +85,7 @@ ggml_tensor * Weights::new_tensor(const GgufTensor & source) {
     return tensor;
 }
 
-ggml_tensor * Weights::plain(const std::string & name, std::vector<int64_t> shape, bool required) {
+ggml_tensor * Weights::plain(const std::string & name, const std::vector<int64_t> & shape, bool required) {
     const GgufTensor * source = request(name, shape, required);
     if (!source) {
         return nullptr;
@@ -108,7 +108,7 @@ void Weights::use_in_place(ggml_tensor * tensor, const GgufTensor & source) {
     }
 }
 
-ggml_tensor * Weights::matrix(const std::string & name, std::vector<int64_t> shape, bool required) {
+ggml_tensor * Weights::matrix(const std::string & name, const std::vector<int64_t> & shape, bool required) {
     const GgufTensor * source = request(name, shape, required);
     if (!source) {
         return nullptr;

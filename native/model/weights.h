@@ -52,9 +52,9 @@ class Weights {
     Weights(std::shared_ptr<const GgufFile> file, bool repack);
 
     // A tensor that only feeds matrix products, so its layout is free; null if missing and not required.
-    ggml_tensor * matrix(const std::string & name, std::vector<int64_t> shape, bool required = true);
+    ggml_tensor * matrix(const std::string & name, const std::vector<int64_t> & shape, bool required = true);
     // A tensor read as it is: norms, biases, embeddings, RoPE factors.
-    ggml_tensor * plain(const std::string & name, std::vector<int64_t> shape, bool required = true);
+    ggml_tensor * plain(const std::string & name, const std::vector<int64_t> & shape, bool required = true);
     // Allocates and fills the repacked tensors. Call once, after the last request.
     void load(const Progress & progress);
 

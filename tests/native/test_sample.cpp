@@ -19,7 +19,7 @@ SamplerOptions plain() {  // nothing but temperature 1
     return o;
 }
 
-std::vector<int> counts(SamplerOptions options, const std::vector<float> & logits, int n) {
+std::vector<int> counts(const SamplerOptions & options, const std::vector<float> & logits, int n) {
     Sampler sampler(options, int32_t(logits.size()));
     std::vector<int> seen(logits.size());
     for (int i = 0; i < n; ++i) {

@@ -1,0 +1,93 @@
+"""Load time (warm page cache) and peak memory while chatting, ours and llama.cpp's, each run in a fresh process.
+
+python bench/load.py MODEL... [--vs llama.cpp] [--repeat 5] [--threads N]
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+PROMPT = "Tell me about Paris. " * 20
+N_TOKENS = 64
+
+
+def ours(path: Path, threads: int) -> tuple[float, int]:
+    """Seconds to load, bytes of KV cache after a reply."""
+    from zipcache_rt import Model
+
+    began = time.perf_counter()
+    model = Model(path, threads=threads)
+    loaded = time.perf_counter() - began
+    session = model.session()
+    for _ in session.generate(PROMPT, max_tokens=N_TOKENS):
+        pass
+    return loaded, session.kv_stats().bytes
+
+
+def llama_cpp(path: Path, threads: int) -> tuple[float, int]:
+    from llama_cpp import Llama
+
+    began = time.perf_counter()
+    llm = Llama(str(path), n_ctx=1024, n_threads=threads, n_threads_batch=threads, flash_attn=True, verbose=False)
+    loaded = time.perf_counter() - began
+    llm(PROMPT, max_tokens=N_TOKENS)
+    return loaded, 0
+
+
+ENGINES = {"ours": ours, "llama.cpp": llama_cpp}
+
+
+def child(engine: str, path: Path, threads: int) -> None:
+    loaded, kv = ENGINES[engine](path, threads)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(json.dumps({"load": loaded, "kv": kv, "peak": peak}))
+
+
+def measure(engine: str, path: Path, threads: int) -> dict[str, float]:
+    command = [sys.executable, __file__, str(path), "--child", engine, "--threads", str(threads)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
+    parser.add_argument("--vs", choices=["llama.cpp"])
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--child", choices=ENGINES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(args.child, args.models[0], args.threads)
+        return
+    table = Table(title=f"medians of {args.repeat}; peak: resident memory of the whole process, MB = 1e6 bytes")
+    for column in ("model", "engine", "load s", "file MB", "KV MB", "peak MB", "peak - file - KV MB"):
+        table.add_column(column, justify="left" if column in ("model", "engine") else "right")
+    for path in args.models:
+        path.read_bytes()  # into the page cache
+        size = path.stat().st_size
+        engines = ["ours", args.vs] if args.vs else ["ours"]
+        runs: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
+        for _ in range(args.repeat):
+            for engine in engines:
+                runs[engine].append(measure(engine, path, args.threads))
+        for engine, found in runs.items():
+            load, kv, peak = (statistics.median(run[key] for run in found) for key in ("load", "kv", "peak"))
+            known = f"{kv / 1e6:.1f}" if engine == "ours" else "-"
+            rest = f"{(peak - size - kv) / 1e6:.0f}" if engine == "ours" else "-"
+            table.add_row(path.name, engine, f"{load:.3f}", f"{size / 1e6:.1f}", known, f"{peak / 1e6:.0f}", rest)
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
