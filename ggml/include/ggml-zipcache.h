@@ -52,6 +52,63 @@ struct ggml_tensor * ggml_zipcache_attend_kv_node(struct ggml_context * ctx, con
                                                   struct ggml_tensor * q, struct ggml_tensor * k,
                                                   struct ggml_tensor * v, struct ggml_tensor * n_tokens, int n_splits);
 
+// ---- Segments: compressed tokens of one layer (byte layout: src/format.h) ----
+
+enum {
+    GGML_ZIPCACHE_GROUP = 64,     // consecutive tokens of one KV head that lie together
+    GGML_ZIPCACHE_TILE = 8,       // tokens that fill a vector; a tier begins at a multiple of it
+    GGML_ZIPCACHE_MAX_TIERS = 4,  // different numbers of bits in one segment, 0 (evicted) among them
+};
+
+// Which elements of one tier share a (min, scale) pair.
+enum ggml_zipcache_scope {
+    GGML_ZIPCACHE_SCOPE_SEGMENT,  // a channel of a KV head, over the whole segment: channelwise
+    GGML_ZIPCACHE_SCOPE_GROUP,    // a channel, over the tokens of a group: channel-groupwise
+    GGML_ZIPCACHE_SCOPE_TOKEN,    // `block` channels of a token: tokenwise, groupwise
+};
+
+// How keys, or values, are stored.
+struct ggml_zipcache_side {
+    int32_t n_tiers;
+    int32_t bits[GGML_ZIPCACHE_MAX_TIERS];  // 0 to 8, falling
+    enum ggml_zipcache_scope scope;
+    int32_t block;  // scope token: channels that share a pair, a divisor of head_dim
+    bool rotate;    // stored as (x / divisor) H, H the normalized Walsh-Hadamard matrix; head_dim a power of two
+};
+
+struct ggml_zipcache_format {
+    int32_t n_kv_heads;
+    int32_t head_dim;
+    bool same_order;  // K and V share their tiers token by token; bits may differ
+    struct ggml_zipcache_side k, v;
+};
+
+// NULL, or what is wrong with it and what is accepted.
+const char * ggml_zipcache_format_error(const struct ggml_zipcache_format * format);
+
+// quantize_kv: rows to a segment. Codes and pairs are those of the paper's section 3.1: scale = (max - min) / (2^b - 1)
+// over the elements that share it, both rounded to f16, code = clip(round((x - min) / scale), 0, 2^b - 1).
+struct ggml_zipcache_rows {
+    int64_t n_tokens;
+    int64_t stride;           // rows between KV heads
+    const uint16_t * k;       // [n_kv_heads, stride, head_dim] f16
+    const uint16_t * v;       // [n_kv_heads, stride, head_dim] f16
+    const float * k_divisor;  // [n_kv_heads, head_dim], each > 0; NULL: ones
+    const float * v_divisor;  // [n_kv_heads, head_dim]: CST's normalizer c
+    const uint8_t * k_tier;   // [n_kv_heads, n_tokens], an index into bits
+    const uint8_t * v_tier;   // the same; ignored for same_order
+};
+
+// Writes the segment to `to` and returns its bytes; NULL: only returns them.
+size_t ggml_zipcache_quantize_kv(const struct ggml_zipcache_format * format, const struct ggml_zipcache_rows * rows,
+                                 uint8_t * to);
+
+// dequantize_kv: tokens [first, first + n) of a segment as rows, divisors and rotation undone. Evicted ones are zeros.
+//   k, v  [n_kv_heads, stride, head_dim] f16
+void ggml_zipcache_dequantize_kv(const struct ggml_zipcache_format * format, const uint8_t * segment, int64_t first,
+                                 int64_t n, const float * k_divisor, const float * v_divisor, int64_t stride,
+                                 uint16_t * k, uint16_t * v);
+
 // mul_mat: the product of a weight matrix with many columns (prefill). ggml's own kernels round the columns to 8 bits
 // and read the packed weight anew for each; this one unpacks the weight to f32 once for all columns.
 struct ggml_zipcache_mul_mat_args {
