@@ -10,9 +10,14 @@
 extern "C" {
 #endif
 
-// Instruction sets of the CPU kernels, best last. The environment variable ZIPCACHE_CPU (ref, avx2, avx512) lowers
-// the choice; it never raises it above what the machine has.
-enum ggml_zipcache_cpu { GGML_ZIPCACHE_CPU_REF, GGML_ZIPCACHE_CPU_AVX2, GGML_ZIPCACHE_CPU_AVX512 };
+// Instruction sets of the CPU kernels, best last; each includes those before it. The environment variable ZIPCACHE_CPU
+// (ref, avx2, avx512, vnni) lowers the choice; it never raises it above what the machine has.
+enum ggml_zipcache_cpu {
+    GGML_ZIPCACHE_CPU_REF,
+    GGML_ZIPCACHE_CPU_AVX2,
+    GGML_ZIPCACHE_CPU_AVX512,
+    GGML_ZIPCACHE_CPU_VNNI,
+};
 
 enum ggml_zipcache_cpu ggml_zipcache_cpu_level(void);
 const char * ggml_zipcache_cpu_name(enum ggml_zipcache_cpu level);
@@ -108,6 +113,29 @@ size_t ggml_zipcache_quantize_kv(const struct ggml_zipcache_format * format, con
 void ggml_zipcache_dequantize_kv(const struct ggml_zipcache_format * format, const uint8_t * segment, int64_t first,
                                  int64_t n, const float * k_divisor, const float * v_divisor, int64_t stride,
                                  uint16_t * k, uint16_t * v);
+
+// attend_segment: attention of one token's query heads over groups [first_group, last_group) of a segment, read packed.
+struct ggml_zipcache_segment {
+    const struct ggml_zipcache_format * format;
+    const uint8_t * data;
+    const float * k_divisor;  // [n_kv_heads, head_dim] or NULL, as it was quantized with
+    const float * v_divisor;
+};
+struct ggml_zipcache_queries {
+    int32_t n_heads;  // a multiple of the format's n_kv_heads
+    float scale;      // multiplies q . k
+    const float * q;  // [n_heads, head_dim] f32
+};
+// Adds to partial [n_heads, head_dim + 2] f32: unnormalized output, then its logit maximum and its sum; as attend_kv's,
+// so that ggml_zipcache_attend_kv_merge() joins both. Begin with zeros and a maximum of -inf.
+// The vector kernels round the folded query and the folded probabilities to 8 bits: see bench/attend_kv.py for what
+// that adds. Parameters by token that are shared by less than a head are read by the reference only.
+void ggml_zipcache_attend_segment(const struct ggml_zipcache_segment * segment,
+                                  const struct ggml_zipcache_queries * queries, int64_t first_group, int64_t last_group,
+                                  float * partial);
+void ggml_zipcache_attend_segment_ref(const struct ggml_zipcache_segment * segment,
+                                      const struct ggml_zipcache_queries * queries, int64_t first_group,
+                                      int64_t last_group, float * partial);
 
 // mul_mat: the product of a weight matrix with many columns (prefill). ggml's own kernels round the columns to 8 bits
 // and read the packed weight anew for each; this one unpacks the weight to f32 once for all columns.

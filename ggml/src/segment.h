@@ -111,4 +111,13 @@ inline void token_places(const ggml_zipcache_side & side, const SideLayout & lay
     }
 }
 
+inline int64_t segment_tokens(const uint8_t * segment) {
+    return reinterpret_cast<const SegmentHeader *>(segment)->n_tokens;
+}
+
+// dequantize_kv before it rounds to f16: k, v [n_kv_heads, stride, head_dim] f32; kept [n_kv_heads, n]: 0 where the
+// key was evicted. Defined in dequantize_kv_ref.cpp.
+void dequantize(const ggml_zipcache_format & f, const uint8_t * segment, int64_t first, int64_t n,
+                const float * k_divisor, const float * v_divisor, int64_t stride, float * k, float * v, uint8_t * kept);
+
 }  // namespace zipcache::format

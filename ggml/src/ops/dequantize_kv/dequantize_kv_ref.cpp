@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -32,8 +33,8 @@ struct Side {
         return value;
     }
 
-    void row(int tier, int place, int pair_place, const float * divisor, uint16_t * to) const {
-        std::vector<float> x(dim, 0.0f);
+    void row(int tier, int place, int pair_place, const float * divisor, float * x) const {
+        std::fill_n(x, dim, 0.0f);
         if (place >= 0) {
             for (int c = 0; c < dim; ++c) {
                 const Pair & pair = how.scope == GGML_ZIPCACHE_SCOPE_TOKEN
@@ -43,22 +44,20 @@ struct Side {
                        ggml_fp16_to_fp32(pair.min);
             }
             if (how.rotate) {
-                zipcache::walsh_hadamard(x.data(), dim);
+                zipcache::walsh_hadamard(x, dim);
             }
             for (int c = 0; divisor && c < dim; ++c) {
                 x[c] *= divisor[c];
             }
         }
-        ggml_fp32_to_fp16_row(x.data(), to, dim);
     }
 };
 
 }  // namespace
 
-void ggml_zipcache_dequantize_kv(const ggml_zipcache_format * format, const uint8_t * segment, int64_t first, int64_t n,
-                                 const float * k_divisor, const float * v_divisor, int64_t stride, uint16_t * k,
-                                 uint16_t * v) {
-    const auto & f = *format;
+void zipcache::format::dequantize(const ggml_zipcache_format & f, const uint8_t * segment, int64_t first, int64_t n,
+                                  const float * k_divisor, const float * v_divisor, int64_t stride, float * k,
+                                  float * v, uint8_t * kept) {
     const int dim = f.head_dim;
     SegmentHeader header;
     std::memcpy(&header, segment, sizeof header);
@@ -90,11 +89,25 @@ void ggml_zipcache_dequantize_kv(const ggml_zipcache_format * format, const uint
                     continue;
                 }
                 const int64_t to = (head * stride + token) * dim;
+                kept[head * n + token] = k_places[i] >= 0;
                 keys.row(tier_of(counts.k_tier, i), k_places[i], k_places[i],
                          k_divisor ? k_divisor + head * dim : nullptr, k + to);
                 values.row(tier_of(counts.v_tier, i), v_places[i], k_places[i],
                            v_divisor ? v_divisor + head * dim : nullptr, v + to);
             }
         }
+    }
+}
+
+void ggml_zipcache_dequantize_kv(const ggml_zipcache_format * format, const uint8_t * segment, int64_t first, int64_t n,
+                                 const float * k_divisor, const float * v_divisor, int64_t stride, uint16_t * k,
+                                 uint16_t * v) {
+    const int64_t heads = format->n_kv_heads, dim = format->head_dim;
+    std::vector<float> k_rows(heads * n * dim), v_rows(k_rows.size());
+    std::vector<uint8_t> kept(heads * n);
+    dequantize(*format, segment, first, n, k_divisor, v_divisor, n, k_rows.data(), v_rows.data(), kept.data());
+    for (int64_t head = 0; head < heads; ++head) {
+        ggml_fp32_to_fp16_row(&k_rows[head * n * dim], k + head * stride * dim, n * dim);
+        ggml_fp32_to_fp16_row(&v_rows[head * n * dim], v + head * stride * dim, n * dim);
     }
 }
