@@ -137,6 +137,27 @@ void ggml_zipcache_attend_segment_ref(const struct ggml_zipcache_segment * segme
                                       const struct ggml_zipcache_queries * queries, int64_t first_group,
                                       int64_t last_group, float * partial);
 
+// score_probes: how much attention some query rows (the probes) pay to each token (paper, section 4.2).
+struct ggml_zipcache_probes {
+    int32_t n_heads;  // a multiple of n_kv_heads
+    int32_t n_kv_heads;
+    int32_t head_dim;
+    float scale;             // multiplies q . k
+    int32_t sliding_window;  // a probe sees only the newest so many tokens; 0: all up to itself
+    int64_t n_tokens;
+    int64_t k_stride;          // rows between KV heads
+    const uint16_t * k;        // [n_kv_heads, k_stride, head_dim] f16
+    const int64_t * position;  // [n_probes]: the token that a probe is; it sees none behind it
+    const float * q;           // [n_probes, n_heads, head_dim] f32
+};
+// Probes [first_probe, last_probe), the query heads of one KV head: score [n_tokens] += the sum of their attention
+// probabilities. Divided by the number of rows that see a token it is the normalized saliency, as it is the
+// accumulated one. Memory: a few rows of logits.
+void ggml_zipcache_score_probes(const struct ggml_zipcache_probes * probes, int kv_head, int64_t first_probe,
+                                int64_t last_probe, float * score);
+void ggml_zipcache_score_probes_ref(const struct ggml_zipcache_probes * probes, int kv_head, int64_t first_probe,
+                                    int64_t last_probe, float * score);
+
 // mul_mat: the product of a weight matrix with many columns (prefill). ggml's own kernels round the columns to 8 bits
 // and read the packed weight anew for each; this one unpacks the weight to f32 once for all columns.
 struct ggml_zipcache_mul_mat_args {

@@ -95,10 +95,10 @@ void bind_model(py::module_ & m) {
         .def("is_end", [](const Model & model, int32_t token) { return model.tokenizer().is_end(token); })
         .def(
             "session",
-            [](std::shared_ptr<Model> model, int64_t n_ctx, const std::string & policy) {
-                return std::make_shared<Session>(std::move(model), n_ctx, KvOptions{policy});
+            [](std::shared_ptr<Model> model, int64_t n_ctx, const KvOptions & kv) {
+                return std::make_shared<Session>(std::move(model), n_ctx, kv);
             },
-            py::arg("n_ctx"), py::arg("policy"));
+            py::arg("n_ctx"), py::arg("kv"));
 }
 
 }  // namespace zipcache

@@ -36,7 +36,8 @@ py::dict kv_stats(const Session & session) {
     const KvStats s = session.kv_stats();
     using namespace py::literals;
     return py::dict("bytes"_a = s.bytes, "elements"_a = s.elements, "bits"_a = s.bits, "ratio"_a = s.ratio,
-                    "n_tokens"_a = s.n_tokens);
+                    "n_tokens"_a = s.n_tokens, "compressed_bytes"_a = s.compressed_bytes,
+                    "compressed_elements"_a = s.compressed_elements, "compressed_bits"_a = s.compressed_bits);
 }
 
 py::dict stats(const Session & session) {
@@ -48,8 +49,21 @@ py::dict stats(const Session & session) {
 
 }  // namespace
 
+KvOptions kv_options(std::string policy, double bits, double ratio, int high_bits, int low_bits, std::string saliency,
+                     std::string probes, double random_probes, double recent_probes, std::string keys,
+                     std::string values, bool rotate, bool per_head, int64_t window, int64_t recent, uint64_t seed) {
+    return {std::move(policy), bits,          ratio,           high_bits, low_bits, std::move(saliency),
+            std::move(probes), random_probes, recent_probes,   std::move(keys), std::move(values), rotate,
+            per_head,          window,        recent,          seed};
+}
+
 // Every call may wait for another thread's call on the same session, which may wait for the interpreter: release it.
 void bind_session(py::module_ & m) {
+    py::class_<KvOptions>(m, "KvOptions")
+        .def(py::init(&kv_options), py::kw_only(), py::arg("policy"), py::arg("bits"), py::arg("ratio"),
+             py::arg("high_bits"), py::arg("low_bits"), py::arg("saliency"), py::arg("probes"),
+             py::arg("random_probes"), py::arg("recent_probes"), py::arg("keys"), py::arg("values"), py::arg("rotate"),
+             py::arg("per_head"), py::arg("window"), py::arg("recent"), py::arg("seed"));
     using Unlocked = py::call_guard<py::gil_scoped_release>;
     py::class_<Session, std::shared_ptr<Session>>(m, "Session")
         .def_property_readonly("n_ctx", &Session::n_ctx)

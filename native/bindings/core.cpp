@@ -57,7 +57,7 @@ PYBIND11_MODULE(_core, m) {
     ggml_log_set(zipcache::silence, nullptr);  // a library does not print
     zipcache::bind_errors(m);
     zipcache::bind_inspect(m);
+    zipcache::bind_session(m);  // before bind_model, whose signatures name it
     zipcache::bind_model(m);
-    zipcache::bind_session(m);
     zipcache::bind_generate(m);
 }

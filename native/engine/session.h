@@ -8,12 +8,9 @@
 #include "engine/model.h"
 #include "graph/forward.h"
 #include "kv/f16_cache.h"
+#include "kv/options.h"
 
 namespace zipcache {
-
-struct KvOptions {
-    std::string policy = "f16";  // how the cache is kept; accepted: f16
-};
 
 struct SessionStats {
     int64_t prefill_tokens = 0;

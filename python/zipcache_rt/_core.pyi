@@ -32,7 +32,29 @@ class Model:
     def detokenize(self, ids: list[int], special: bool) -> bytes: ...
     def piece(self, token: int, special: bool) -> bytes: ...
     def is_end(self, token: int) -> bool: ...
-    def session(self, n_ctx: int, policy: str) -> Session: ...
+    def session(self, n_ctx: int, kv: KvOptions) -> Session: ...
+
+class KvOptions:
+    def __init__(
+        self,
+        *,
+        policy: str,
+        bits: float,
+        ratio: float,
+        high_bits: int,
+        low_bits: int,
+        saliency: str,
+        probes: str,
+        random_probes: float,
+        recent_probes: float,
+        keys: str,
+        values: str,
+        rotate: bool,
+        per_head: bool,
+        window: int,
+        recent: int,
+        seed: int,
+    ) -> None: ...
 
 class SamplerOptions:
     def __init__(
@@ -59,7 +81,7 @@ class Session:
     def decode(self, token: int) -> None: ...
     def score(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]: ...
     def kv_stats(self) -> dict[str, Any]:
-        """{"bytes", "elements", "bits", "ratio", "n_tokens"}"""
+        """{"bytes", "elements", "bits", "ratio", "n_tokens", "compressed_bytes", "compressed_elements", "compressed_bits"}"""
     def stats(self) -> dict[str, float]:
         """{"prefill_tokens", "prefill_seconds", "decode_tokens", "decode_seconds"} since the session began"""
     def fork(self) -> Session: ...

@@ -33,7 +33,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="threads to compute with (default: one a core)")
     parser.add_argument("--ctx", type=int, help="most tokens the context holds (default: what the model allows)")
     parser.add_argument(
-        "--kv", default="f16", choices=KV_POLICIES, help="how the KV cache is kept (default: %(default)s)"
+        "--kv",
+        default="auto",
+        metavar="POLICY[:BITS][,OPTION=VALUE]...",
+        help=f"how the KV cache is kept: {', '.join(KV_POLICIES)} (default: %(default)s)",
     )
     parser.add_argument("--no-repack", action="store_true", help="run weights as the file lays them out")
 
@@ -98,7 +101,7 @@ def open_session(args: argparse.Namespace) -> Session:
     path = args.model or demo_model()
     with progress_bar(f"Loading {path.name}") as progress:
         model = Model(path, threads=args.threads, progress=progress, repack=not args.no_repack)
-    return model.session(n_ctx=args.ctx, kv=KvOptions(args.kv))
+    return model.session(n_ctx=args.ctx, kv=KvOptions.parse(args.kv))
 
 
 def run(main: Callable[[], int | None]) -> None:

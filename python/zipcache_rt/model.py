@@ -140,4 +140,4 @@ class Model:
         if n_ctx is not None:
             most = self.info.n_ctx_train
             n_ctx = checks.integer(n_ctx, "n_ctx", 1, most, f"1 to {most}, or None for all")
-        return Session(self, self._open.session(n_ctx or 0, kv.policy))
+        return Session(self, self._open.session(n_ctx or 0, kv.to_core()))

@@ -1,22 +1,123 @@
 """What a caller may choose. One frozen dataclass per concern."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from . import _core
 
-KV_POLICIES = ("f16",)
+KV_POLICIES = ("auto", "zipcache", "uniform", "q8_0", "q4_0", "f16")
+SALIENCIES = ("normalized", "accumulated", "recent", "random")
+PROBES = ("random+recent", "random", "recent", "all")
+KEY_GRANULARITIES = ("channelwise", "groupwise", "tokenwise")
+VALUE_GRANULARITIES = ("cst", "groupwise", "tokenwise", "channelwise")
 
 
 @dataclass(frozen=True)
 class KvOptions:
-    """How a session keeps its keys and values. Raises ArgumentError for an unknown policy."""
+    """How a session keeps its keys and values. Raises ArgumentError for what is out of range, when it is made.
 
-    policy: str = "f16"  # f16: uncompressed
+    policy:
+      auto      our own: balanced and rotated keys and values, bits for each token by water-filling to a budget
+      zipcache  the paper (arXiv 2405.14256): salient tokens in 4 bits, regular ones in 2, channelwise keys, CST values
+      uniform   the same number of bits for every token
+      q8_0, q4_0  blocks of 32 channels, as llama.cpp stores them
+      f16       uncompressed
+    """
+
+    policy: str = "auto"
+    bits: float | None = None  # auto: all-in bits of compressed tokens (3.3); uniform: bits of a code (4)
+    ratio: float = 0.6  # zipcache: the share of salient tokens
+    high_bits: int = 4  # zipcache: bits of salient tokens
+    low_bits: int = 2  # zipcache: bits of regular tokens
+    saliency: str = "normalized"  # auto, zipcache: how tokens are ranked: normalized, accumulated, recent, random
+    probes: str = "random+recent"  # auto, zipcache: whose attention is scored: random+recent, random, recent, all
+    random_probes: float = 0.05  # the share of tokens that are random probes
+    recent_probes: float = 0.05  # the share of tokens that are recent probes
+    keys: str = "channelwise"  # zipcache, uniform: what shares a scale: channelwise, groupwise (32), tokenwise
+    values: str = "cst"  # zipcache, uniform: cst, groupwise (32), tokenwise, channelwise
+    rotate: bool = False  # q8_0, q4_0, uniform, zipcache: store keys and values through a Walsh-Hadamard matrix
+    per_head: bool = False  # zipcache: rank the tokens of each KV head apart
+    window: int | None = None  # tokens that stay uncompressed until as many have come (100)
+    recent: int | None = None  # newest tokens that are never compressed (auto: 32, else 0)
+    seed: int = 0  # of the random probes
 
     def __post_init__(self) -> None:
-        if self.policy not in KV_POLICIES:
-            raise _core.ArgumentError(f"the KV policy is {self.policy!r}; accepted: {', '.join(KV_POLICIES)}")
+        for name, accepted in (
+            ("policy", KV_POLICIES),
+            ("saliency", SALIENCIES),
+            ("probes", PROBES),
+            ("keys", KEY_GRANULARITIES),
+            ("values", VALUE_GRANULARITIES),
+        ):
+            value = getattr(self, name)
+            if value not in accepted:
+                name = "KV policy" if name == "policy" else f"KV option {name}"
+                raise _core.ArgumentError(f"the {name} is {value!r}; accepted: {', '.join(accepted)}")
+        self.to_core()
+
+    @classmethod
+    def parse(cls, text: str) -> KvOptions:
+        """Options from one word, as --kv takes it: NAME[:BITS][,OPTION=VALUE]...
+
+        >>> KvOptions.parse("auto:2.8")
+        >>> KvOptions.parse("zipcache,ratio=0.4,saliency=random")
+        """
+        head, *rest = text.split(",")
+        policy, _, bits = head.partition(":")
+        kinds = {f.name: str(f.type) for f in fields(cls)}
+        values: dict[str, Any] = {"policy": policy}
+        for part in [*([f"bits={bits}"] if bits else []), *rest]:
+            name, _, value = part.partition("=")
+            if name not in kinds or name == "policy" or not value:
+                known = ", ".join(k for k in kinds if k != "policy")
+                raise _core.ArgumentError(f"the KV option is {part!r}; accepted: OPTION=VALUE with one of {known}")
+            values[name] = _value(name, value, kinds[name])
+        return cls(**values)
+
+    def __str__(self) -> str:
+        """The word that parse() makes these options from."""
+        bits = f":{self.bits:g}" if self.bits is not None else ""
+        rest = [
+            f",{f.name}={str(value).lower() if isinstance(value, bool) else value}"
+            for f in fields(self)
+            if f.name not in ("policy", "bits") and (value := getattr(self, f.name)) != f.default
+        ]
+        return self.policy + bits + "".join(rest)
+
+    def to_core(self) -> _core.KvOptions:
+        try:
+            return _core.KvOptions(
+                policy=self.policy,
+                bits=0.0 if self.bits is None else self.bits,
+                ratio=self.ratio,
+                high_bits=self.high_bits,
+                low_bits=self.low_bits,
+                saliency=self.saliency,
+                probes=self.probes,
+                random_probes=self.random_probes,
+                recent_probes=self.recent_probes,
+                keys=self.keys,
+                values=self.values,
+                rotate=self.rotate,
+                per_head=self.per_head,
+                window=-1 if self.window is None else self.window,
+                recent=-1 if self.recent is None else self.recent,
+                seed=self.seed,
+            )
+        except (OverflowError, TypeError, ValueError) as error:
+            raise _core.ArgumentError(f"a KV option has a wrong type or does not fit: {self}") from error
+
+
+def _value(name: str, text: str, kind: str) -> Any:
+    try:
+        if kind == "bool":
+            return {"true": True, "false": False}[text.lower()]
+        return text if kind == "str" else int(text) if kind.startswith("int") else float(text)
+    except (KeyError, ValueError) as error:
+        raise _core.ArgumentError(f"the KV option {name} is {text!r}; accepted: a {kind}") from error
 
 
 @dataclass(frozen=True)

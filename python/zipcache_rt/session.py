@@ -34,6 +34,9 @@ class KvStats:
     bits: float  # bytes * 8 / elements, all-in; 0 when empty
     ratio: float  # 16 / bits; 0 when empty
     n_tokens: int
+    compressed_bytes: int  # of the compressed tokens: codes, parameters, order, transforms
+    compressed_elements: int
+    compressed_bits: float  # compressed_bytes * 8 / compressed_elements; 0 when none
 
 
 @dataclass(frozen=True)
