@@ -22,77 +22,55 @@ enum ggml_zipcache_cpu {
 enum ggml_zipcache_cpu ggml_zipcache_cpu_level(void);
 const char * ggml_zipcache_cpu_name(enum ggml_zipcache_cpu level);
 
-// The cache of one layer, as attend_kv reads it.
-struct ggml_zipcache_layer {
-    int32_t n_heads;  // a multiple of n_kv_heads
-    int32_t n_kv_heads;
-    int32_t head_dim;
-    float scale;             // multiplies q . k
-    int32_t sliding_window;  // only the newest so many tokens are seen; 0: all
-    int64_t capacity;        // tokens allocated in the window
-    const uint16_t * k;      // [n_kv_heads, capacity, head_dim] f16: the window
-    const uint16_t * v;      // [n_kv_heads, capacity, head_dim] f16
-};
-
-// attend_kv: attention of one token's query heads over a layer's cache, split over tokens.
-//   q         [n_heads, head_dim] f32
-//   n_tokens  tokens in the cache, the new one included; 1 <= n_tokens <= capacity
-//   partial   [n_splits, n_heads, head_dim + 2] f32: unnormalized output, then its logit maximum and its sum
-//   out       [n_heads, head_dim] f32
-// Split i covers an equal share of the visible tokens; an empty share writes maximum -inf and sum 0.
-void ggml_zipcache_attend_kv(const struct ggml_zipcache_layer * layer, const float * q, int64_t n_tokens, int split,
-                             int n_splits, float * partial);
-void ggml_zipcache_attend_kv_merge(const struct ggml_zipcache_layer * layer, const float * partial, int n_splits,
-                                   float * out);
-// The definition of correct: plain loops, double accumulation, one pass.
-void ggml_zipcache_attend_kv_ref(const struct ggml_zipcache_layer * layer, const float * q, int64_t n_tokens,
-                                 float * out);
-
-// The same as nodes of a graph. `layer` must outlive the graph.
-//   q         [head_dim, n_heads] f32
-//   k, v      results of the nodes that stored the new token's row (they order the nodes; data are read from `layer`)
-//   n_tokens  [1] i32, read when the node runs, so that one graph serves every length
-// Returns [head_dim * n_heads, 1] f32.
-struct ggml_tensor * ggml_zipcache_attend_kv_node(struct ggml_context * ctx, const struct ggml_zipcache_layer * layer,
-                                                  struct ggml_tensor * q, struct ggml_tensor * k,
-                                                  struct ggml_tensor * v, struct ggml_tensor * n_tokens, int n_splits);
-
 // ---- Segments: compressed tokens of one layer (byte layout: src/format.h) ----
 
 enum {
-    GGML_ZIPCACHE_GROUP = 64,     // consecutive tokens of one KV head that lie together
-    GGML_ZIPCACHE_TILE = 8,       // tokens that fill a vector; a tier begins at a multiple of it
-    GGML_ZIPCACHE_MAX_TIERS = 4,  // different numbers of bits in one segment, 0 (evicted) among them
+    GGML_ZIPCACHE_GROUP = 64,      // most tokens of a block
+    GGML_ZIPCACHE_TILE = 8,        // tokens that fill a vector; a block is padded to a multiple of it
+    GGML_ZIPCACHE_MAX_TIERS = 12,  // different pairs of bits (of the key, of the value) in one segment
 };
 
-// Which elements of one tier share a (min, scale) pair.
+// Which elements share their parameters.
 enum ggml_zipcache_scope {
     GGML_ZIPCACHE_SCOPE_SEGMENT,  // a channel of a KV head, over the whole segment: channelwise
-    GGML_ZIPCACHE_SCOPE_GROUP,    // a channel, over the tokens of a group: channel-groupwise
+    GGML_ZIPCACHE_SCOPE_GROUP,    // a channel, over the tokens of a block: channel-groupwise
     GGML_ZIPCACHE_SCOPE_TOKEN,    // `block` channels of a token: tokenwise, groupwise
+};
+
+// How parameters are written. x' = scale * code + min for a code of b bits.
+enum ggml_zipcache_params {
+    GGML_ZIPCACHE_PARAMS_F16_PAIR,   // scale and min; of scope `segment` each tier has its own
+    GGML_ZIPCACHE_PARAMS_F16_SCALE,  // scope token: scale; min = -2^(b-1) scale, as llama.cpp's q4_0 and q8_0
+    GGML_ZIPCACHE_PARAMS_F8_PAIR,    // a range and its middle, 8 bits each, shared by all tiers:
+                                     // scale = shrink * range / (2^b - 1), min = middle - shrink * range / 2
+    GGML_ZIPCACHE_PARAMS_F8_SCALE,   // scope token: the same with middle = 0
 };
 
 // How keys, or values, are stored.
 struct ggml_zipcache_side {
-    int32_t n_tiers;
-    int32_t bits[GGML_ZIPCACHE_MAX_TIERS];  // 0 to 8, falling
+    int32_t bits[GGML_ZIPCACHE_MAX_TIERS];  // 0 to 8; a key of 0 bits is evicted, a value of 0 bits is zero
+    float shrink[GGML_ZIPCACHE_MAX_TIERS];  // F8: the share of the range that a tier's codes span, 0 < shrink <= 1
     enum ggml_zipcache_scope scope;
-    int32_t block;  // scope token: channels that share a pair, a divisor of head_dim
-    bool rotate;    // stored as (x / divisor) H, H the normalized Walsh-Hadamard matrix; head_dim a power of two
+    enum ggml_zipcache_params params;
+    int32_t block;  // scope token: channels that share parameters: a divisor of head_dim, or all of the layer's
+    bool rotate;    // stored as (x / divisor) H, H block-diagonal of normalized Walsh-Hadamard matrices of the largest
+                    // power of two that divides head_dim
 };
 
 struct ggml_zipcache_format {
     int32_t n_kv_heads;
     int32_t head_dim;
-    bool same_order;  // K and V share their tiers token by token; bits may differ
+    int32_t group;  // tokens of a block: a multiple of 8, at most 64
+    int32_t n_tiers;
+    bool same_order;  // all heads share the tiers of the tokens
     struct ggml_zipcache_side k, v;
 };
 
 // NULL, or what is wrong with it and what is accepted.
 const char * ggml_zipcache_format_error(const struct ggml_zipcache_format * format);
 
-// quantize_kv: rows to a segment. Codes and pairs are those of the paper's section 3.1: scale = (max - min) / (2^b - 1)
-// over the elements that share it, both rounded to f16, code = clip(round((x - min) / scale), 0, 2^b - 1).
+// quantize_kv: rows to a segment. Codes are those of the paper's section 3.1: scale = (max - min) / (2^b - 1) over the
+// elements that share it, code = clip(round((x - min) / scale), 0, 2^b - 1), with the parameters as they are stored.
 struct ggml_zipcache_rows {
     int64_t n_tokens;
     int64_t stride;           // rows between KV heads
@@ -100,42 +78,85 @@ struct ggml_zipcache_rows {
     const uint16_t * v;       // [n_kv_heads, stride, head_dim] f16
     const float * k_divisor;  // [n_kv_heads, head_dim], each > 0; NULL: ones
     const float * v_divisor;  // [n_kv_heads, head_dim]: CST's normalizer c
-    const uint8_t * k_tier;   // [n_kv_heads, n_tokens], an index into bits
-    const uint8_t * v_tier;   // the same; ignored for same_order
+    const uint8_t * tier;     // [n_kv_heads, n_tokens], an index into bits; [1, n_tokens] for same_order
 };
 
-// Writes the segment to `to` and returns its bytes; NULL: only returns them.
-size_t ggml_zipcache_quantize_kv(const struct ggml_zipcache_format * format, const struct ggml_zipcache_rows * rows,
-                                 uint8_t * to);
+size_t ggml_zipcache_segment_bytes(const struct ggml_zipcache_format * format, int64_t n_tokens, const uint8_t * tier);
+// Writes all but the blocks of the heads; then the heads may be written in any order, from any thread.
+void ggml_zipcache_quantize_kv_begin(const struct ggml_zipcache_format * format, const struct ggml_zipcache_rows * rows,
+                                     uint8_t * to);
+void ggml_zipcache_quantize_kv_head(const struct ggml_zipcache_format * format, const struct ggml_zipcache_rows * rows,
+                                    int kv_head, uint8_t * to);
 
-// dequantize_kv: tokens [first, first + n) of a segment as rows, divisors and rotation undone. Evicted ones are zeros.
-//   k, v  [n_kv_heads, stride, head_dim] f16
-void ggml_zipcache_dequantize_kv(const struct ggml_zipcache_format * format, const uint8_t * segment, int64_t first,
-                                 int64_t n, const float * k_divisor, const float * v_divisor, int64_t stride,
-                                 uint16_t * k, uint16_t * v);
+// NULL, or how the bytes differ from a segment of this format that has n_tokens tokens: for bytes from outside.
+const char * ggml_zipcache_segment_error(const struct ggml_zipcache_format * format, int64_t n_tokens,
+                                         const uint8_t * segment, size_t n_bytes);
 
-// attend_segment: attention of one token's query heads over groups [first_group, last_group) of a segment, read packed.
+// dequantize_kv: tokens [first, first + n) of one head of a segment as rows, divisors and rotation undone.
+//   k, v  [n, head_dim] f16; evicted tokens are zeros
+//   kept  [n] or NULL: 0 where the token was evicted
+void ggml_zipcache_dequantize_kv(const struct ggml_zipcache_format * format, const uint8_t * segment, int kv_head,
+                                 int64_t first, int64_t n, const float * k_divisor, const float * v_divisor,
+                                 uint16_t * k, uint16_t * v, uint8_t * kept);
+
+// position [n_kv_heads, n_places]: the token, counted in the segment, at each place; UINT16_MAX at padding.
+int64_t ggml_zipcache_segment_places(const struct ggml_zipcache_format * format, const uint8_t * segment);
+void ggml_zipcache_segment_positions(const struct ggml_zipcache_format * format, const uint8_t * segment,
+                                     uint16_t * position);
+
+// ---- The cache of one layer, as attend_kv reads it: segments, and the newest tokens uncompressed ----
+
 struct ggml_zipcache_segment {
     const struct ggml_zipcache_format * format;
     const uint8_t * data;
     const float * k_divisor;  // [n_kv_heads, head_dim] or NULL, as it was quantized with
     const float * v_divisor;
+    // Where not all of its tokens are seen: their positions, and those seen, counted in the segment. Else NULL.
+    const uint16_t * position;
+    int64_t n_places;
+    int64_t first_seen, last_seen;  // [first_seen, last_seen)
 };
-struct ggml_zipcache_queries {
-    int32_t n_heads;  // a multiple of the format's n_kv_heads
-    float scale;      // multiplies q . k
-    const float * q;  // [n_heads, head_dim] f32
+
+struct ggml_zipcache_layer {
+    int32_t n_heads;  // a multiple of n_kv_heads
+    int32_t n_kv_heads;
+    int32_t head_dim;
+    float scale;             // multiplies q . k
+    int32_t sliding_window;  // only the newest so many tokens of the window below are seen; 0: all
+    int64_t capacity;        // tokens allocated in the window
+    const uint16_t * k;      // [n_kv_heads, capacity, head_dim] f16: the window
+    const uint16_t * v;      // [n_kv_heads, capacity, head_dim] f16
+    int64_t n_segments;
+    const struct ggml_zipcache_segment * segments;
+    uint16_t * probe_q;       // [n_heads, head_dim] f16: where the node leaves its query; NULL: nowhere
+    float * probe_log_sum;    // [n_heads]: and the log-sum-exp of its logits
 };
-// Adds to partial [n_heads, head_dim + 2] f32: unnormalized output, then its logit maximum and its sum; as attend_kv's,
-// so that ggml_zipcache_attend_kv_merge() joins both. Begin with zeros and a maximum of -inf.
-// The vector kernels round the folded query and the folded probabilities to 8 bits: see bench/attend_kv.py for what
-// that adds. Parameters by token that are shared by less than a head are read by the reference only.
-void ggml_zipcache_attend_segment(const struct ggml_zipcache_segment * segment,
-                                  const struct ggml_zipcache_queries * queries, int64_t first_group, int64_t last_group,
-                                  float * partial);
-void ggml_zipcache_attend_segment_ref(const struct ggml_zipcache_segment * segment,
-                                      const struct ggml_zipcache_queries * queries, int64_t first_group,
-                                      int64_t last_group, float * partial);
+
+// attend_kv: attention of one token's query heads over a layer's cache, split over tokens.
+//   q         [n_heads, head_dim] f32
+//   n_tokens  tokens in the window, the new one included; 1 <= n_tokens <= capacity
+//   partial   [n_splits, n_heads, head_dim + 2] f32: unnormalized output, then its logit maximum and its sum
+//   out       [n_heads, head_dim] f32
+//   log_sum   [n_heads] f32, the log-sum-exp of each head's logits, or NULL
+// A split covers an equal share of the visible tokens; an empty share writes maximum -inf and sum 0.
+// The vector kernels round the query and the probabilities that meet packed codes to 8 bits: bench/attend_kv.py says
+// what that adds. Keys with parameters by less than 8 channels are read by the reference only.
+void ggml_zipcache_attend_kv(const struct ggml_zipcache_layer * layer, const float * q, int64_t n_tokens, int split,
+                             int n_splits, float * partial);
+void ggml_zipcache_attend_kv_merge(const struct ggml_zipcache_layer * layer, const float * partial, int n_splits,
+                                   float * out, float * log_sum);
+// The definition of correct: plain loops, double accumulation, one pass. out [n_heads, head_dim].
+void ggml_zipcache_attend_kv_ref(const struct ggml_zipcache_layer * layer, const float * q, int64_t n_tokens,
+                                 float * out);
+
+// The same as nodes of a graph. `layer` must outlive the graph; its segments may change between runs.
+//   q         [head_dim, n_heads] f32
+//   k, v      results of the nodes that stored the new token's row (they order the nodes; data are read from `layer`)
+//   n_tokens  [1] i32, read when the node runs, so that one graph serves every length
+// Returns [head_dim * n_heads, 1] f32.
+struct ggml_tensor * ggml_zipcache_attend_kv_node(struct ggml_context * ctx, const struct ggml_zipcache_layer * layer,
+                                                  struct ggml_tensor * q, struct ggml_tensor * k,
+                                                  struct ggml_tensor * v, struct ggml_tensor * n_tokens, int n_splits);
 
 // score_probes: how much attention some query rows (the probes) pay to each token (paper, section 4.2).
 struct ggml_zipcache_probes {
@@ -151,12 +172,12 @@ struct ggml_zipcache_probes {
     const float * q;           // [n_probes, n_heads, head_dim] f32
 };
 // Probes [first_probe, last_probe), the query heads of one KV head: score [n_tokens] += the sum of their attention
-// probabilities. Divided by the number of rows that see a token it is the normalized saliency, as it is the
-// accumulated one. Memory: a few rows of logits.
+// probabilities, square [n_tokens] += that of their squares. Divided by the number of rows that see a token the score is
+// the normalized saliency, as it is the accumulated one. Memory: a few rows of logits.
 void ggml_zipcache_score_probes(const struct ggml_zipcache_probes * probes, int kv_head, int64_t first_probe,
-                                int64_t last_probe, float * score);
+                                int64_t last_probe, float * score, float * square);
 void ggml_zipcache_score_probes_ref(const struct ggml_zipcache_probes * probes, int kv_head, int64_t first_probe,
-                                    int64_t last_probe, float * score);
+                                    int64_t last_probe, float * score, float * square);
 
 // mul_mat: the product of a weight matrix with many columns (prefill). ggml's own kernels round the columns to 8 bits
 // and read the packed weight anew for each; this one unpacks the weight to f32 once for all columns.

@@ -2,23 +2,32 @@
 
 namespace {
 
-const char * side_error(const ggml_zipcache_side & side, int head_dim) {
-    if (side.n_tiers < 1 || side.n_tiers > GGML_ZIPCACHE_MAX_TIERS) {
-        return "a segment's number of tiers; accepted: 1 to 4";
-    }
-    for (int i = 0; i < side.n_tiers; ++i) {
-        if (side.bits[i] < 0 || side.bits[i] > 8 || (i > 0 && side.bits[i] >= side.bits[i - 1])) {
-            return "a segment's bits; accepted: 0 to 8, each tier fewer than the one before";
+const char * side_error(const ggml_zipcache_format & f, const ggml_zipcache_side & side) {
+    const bool by_token = side.scope == GGML_ZIPCACHE_SCOPE_TOKEN;
+    for (int i = 0; i < f.n_tiers; ++i) {
+        if (side.bits[i] < 0 || side.bits[i] > 8) {
+            return "a segment's bits; accepted: 0 to 8";
+        }
+        if (side.params >= GGML_ZIPCACHE_PARAMS_F8_PAIR && !(side.shrink[i] > 0 && side.shrink[i] <= 1)) {
+            return "a tier's share of the range; accepted: above 0, at most 1";
         }
     }
     if (side.scope < GGML_ZIPCACHE_SCOPE_SEGMENT || side.scope > GGML_ZIPCACHE_SCOPE_TOKEN) {
         return "a segment's scope of parameters; accepted: segment, group, token";
     }
-    if (side.scope == GGML_ZIPCACHE_SCOPE_TOKEN && (side.block < 1 || head_dim % side.block != 0)) {
-        return "channels that share a token's parameters; accepted: a divisor of head_dim";
+    if (side.params < GGML_ZIPCACHE_PARAMS_F16_PAIR || side.params > GGML_ZIPCACHE_PARAMS_F8_SCALE) {
+        return "a segment's parameters; accepted: F16 pair, F16 scale, F8 pair, F8 scale";
     }
-    if (side.rotate && (head_dim & (head_dim - 1)) != 0) {
-        return "rotation of a head_dim that is no power of two; accepted: none";
+    if (!by_token &&
+        (side.params == GGML_ZIPCACHE_PARAMS_F16_SCALE || side.params == GGML_ZIPCACHE_PARAMS_F8_SCALE)) {
+        return "parameters without a min for channels; accepted: pairs";
+    }
+    const bool all_heads = side.block == f.n_kv_heads * f.head_dim;
+    if (by_token && (side.block < 1 || (f.head_dim % side.block != 0 && !all_heads))) {
+        return "channels that share a token's parameters; accepted: a divisor of head_dim, or all channels of a layer";
+    }
+    if (by_token && side.block > f.head_dim && (!f.same_order || side.params != GGML_ZIPCACHE_PARAMS_F16_PAIR)) {
+        return "a token's parameters for all heads; accepted: F16 pairs, heads of the same order";
     }
     return nullptr;
 }
@@ -30,20 +39,19 @@ const char * ggml_zipcache_format_error(const ggml_zipcache_format * format) {
     if (f.n_kv_heads < 1 || f.n_kv_heads > 1024 || f.head_dim < 1 || f.head_dim > 1024) {
         return "a segment's KV heads or head_dim; accepted: 1 to 1024";
     }
-    if (const char * error = side_error(f.k, f.head_dim)) {
-        return error;
+    if (f.group < GGML_ZIPCACHE_TILE || f.group > GGML_ZIPCACHE_GROUP || f.group % GGML_ZIPCACHE_TILE != 0) {
+        return "tokens of a block; accepted: multiples of 8 up to 64";
     }
-    if (const char * error = side_error(f.v, f.head_dim)) {
-        return error;
+    if (f.n_tiers < 1 || f.n_tiers > GGML_ZIPCACHE_MAX_TIERS) {
+        return "a segment's number of tiers; accepted: 1 to 12";
     }
-    if (f.same_order) {
-        bool same = f.k.n_tiers == f.v.n_tiers;
-        for (int i = 0; same && i < f.k.n_tiers; ++i) {
-            same = (f.k.bits[i] > 0) == (f.v.bits[i] > 0);
-        }
-        if (!same) {
-            return "tiers of K and V that share an order; accepted: as many, evicted in the same ones";
+    for (int i = 0; i < f.n_tiers; ++i) {
+        if (f.k.bits[i] == 0 && f.v.bits[i] != 0) {
+            return "a value without a key; accepted: a tier that evicts both";
         }
     }
-    return nullptr;
+    if (const char * error = side_error(f, f.k)) {
+        return error;
+    }
+    return side_error(f, f.v);
 }

@@ -2,21 +2,25 @@
 // The byte layout of a segment: the compressed tokens of one compression of one layer. Immutable once written.
 //
 //   header     SegmentHeader
-//   directory  [n_groups, n_kv_heads] u32: where each block begins, from the start of the segment
-//   parameters of scope `segment`, K then V: [n_kv_heads, n_tiers, head_dim] Pair
-//   blocks     one for each group of 64 consecutive tokens of one KV head
+//   heads      [n_kv_heads] of: [n_tiers] u32 tokens in each tier; [n_tiers] u32 where the tier's first block begins,
+//              from the start of the segment; HeadUnits
+//   tags       [n_orders, tag_bytes] u8: the tier of each token in time order, 2 bits each up to 4 tiers, else 4, low
+//              bits first; n_orders is 1 where all heads share their order, else n_kv_heads; none for a single tier
+//   parameters of scope `segment`, K then V
+//   parameters by token that all heads share: K then V, [n_places]
+//   blocks     head by head, tier by tier
 //
-// A block:
-//   BlockHeader
-//   join       [kGroup] u8, only if K and V have orders of their own: join[V's place] = K's place
-//   K codes, V codes: tier by tier, plane by plane
-//   K parameters, V parameters: scopes `group` ([n_tiers, head_dim] Pair) and `token` ([n_places, n_blocks] Pair, by
-//              K's places for both, so that V's scales meet the probabilities before the permutation)
-// Blocks, codes and parameters begin at multiples of kAlign.
+// Order: in a head the tokens are sorted by tier; in a tier they keep their order in time. A block holds `group` tokens
+// of one tier, the last of a tier the rest. Its places are padded to a multiple of kTile; so a vector never holds two
+// tiers, and the padding is at most 7 places a tier. Places are numbered through the tiers. Evicted tokens have none.
 //
-// Places: inside a block the tokens are sorted by tier, K and V each by its own; in a tier they keep their order in
-// time. Each tier begins at a multiple of kTile places, so a vector never holds two tiers. Places behind a tier's last
-// token hold code 0.
+// A block of n places:
+//   K codes, V codes: plane by plane
+//   K parameters, V parameters: of scope `group` [head_dim], of scope `token` [head_dim / block, n]
+// Parameters of n entries: F16_PAIR [n] Pair; F16_SCALE [n] f16; F8_PAIR [n] u8 ranges, then [n] i8 middles; F8_SCALE
+// [n] u8 ranges. An 8-bit range u means unit * (2^(u / 16) * (1 + u % 16 / 16) - 1) with integer division: a float of
+// 4 mantissa bits that has a zero. A middle m means m * mid_unit for channels, m * range / 256 for tokens.
+// Header, heads, tags, parameters, blocks begin at multiples of kAlign.
 //
 // Planes: a code of b bits is cut into planes of 4, 2 and 1 bits, the widest first with the lowest bits (8 = 4 + 4,
 // 3 = 2 + 1). A plane of width w is a row of 32-byte vectors; byte i of a vector holds 8 / w codes, sub-vector s in
@@ -37,25 +41,21 @@ constexpr int kTile = GGML_ZIPCACHE_TILE;
 constexpr int kMaxTiers = GGML_ZIPCACHE_MAX_TIERS;
 constexpr int kVector = 32;  // bytes
 constexpr int kAlign = 32;
-constexpr uint32_t kMagic = 0x5343495A;  // "ZICS"
+constexpr uint32_t kMagic = 0x3243495A;  // "ZIC2"
 
 struct SegmentHeader {
     uint32_t magic;
     uint32_t n_tokens;
-    uint32_t n_groups;
     uint32_t n_bytes;
-    uint8_t reserved[16];
+    uint32_t n_places;
 };
-static_assert(sizeof(SegmentHeader) == 32);
+static_assert(sizeof(SegmentHeader) == 16);
 
-struct BlockHeader {
-    uint8_t n_k[kMaxTiers];      // tokens in each tier
-    uint8_t n_v[kMaxTiers];      // tokens in each tier
-    uint8_t k_tier[kGroup / 4];  // 2 bits a token, in time order
-    uint8_t v_tier[kGroup / 4];
-    uint8_t reserved[24];
+// What the 8-bit parameters of a head are counted in.
+struct HeadUnits {
+    float k_range, k_mid, v_range, v_mid;
 };
-static_assert(sizeof(BlockHeader) == 64);
+static_assert(sizeof(HeadUnits) == 16);
 
 // x' = scale * code + min
 struct Pair {
@@ -68,14 +68,14 @@ constexpr int64_t align(int64_t n) {
     return (n + kAlign - 1) / kAlign * kAlign;
 }
 
-constexpr int tile_places(int n) {
+constexpr int64_t tile_places(int64_t n) {
     return (n + kTile - 1) / kTile * kTile;
 }
 
 // The planes of a code, widest first.
 struct Planes {
     int n = 0;
-    int width[2 + 1 + 1] = {};
+    int width[3] = {};
 };
 
 constexpr Planes planes_of(int bits) {
@@ -88,14 +88,16 @@ constexpr Planes planes_of(int bits) {
     return planes;
 }
 
-constexpr int k_plane_bytes(int places, int head_dim, int width) {
-    const int channels = 32 / width;
-    return places / 8 * ((head_dim + channels - 1) / channels) * kVector;
+constexpr int vectors_across(int channels_of_a_vector, int head_dim) {
+    return (head_dim + channels_of_a_vector - 1) / channels_of_a_vector;
 }
 
-constexpr int v_plane_bytes(int places, int head_dim, int width) {
-    const int channels = 64 / width;
-    return places / 4 * ((head_dim + channels - 1) / channels) * kVector;
+constexpr int64_t k_plane_bytes(int64_t places, int head_dim, int width) {
+    return places / 8 * vectors_across(32 / width, head_dim) * kVector;
+}
+
+constexpr int64_t v_plane_bytes(int64_t places, int head_dim, int width) {
+    return places / 4 * vectors_across(64 / width, head_dim) * kVector;
 }
 
 // Where a code's bits lie in its plane.
@@ -106,13 +108,13 @@ struct Spot {
 
 constexpr Spot k_spot(int place, int channel, int head_dim, int width) {
     const int channels = 32 / width;
-    const int64_t vector = int64_t(place / 8) * ((head_dim + channels - 1) / channels) + channel / channels;
+    const int64_t vector = int64_t(place / 8) * vectors_across(channels, head_dim) + channel / channels;
     return {vector * kVector + place % 8 * 4 + channel % 4, channel % channels / 4 * width};
 }
 
 constexpr Spot v_spot(int place, int channel, int head_dim, int width) {
     const int channels = 64 / width;
-    const int64_t vector = int64_t(place / 4) * ((head_dim + channels - 1) / channels) + channel / channels;
+    const int64_t vector = int64_t(place / 4) * vectors_across(channels, head_dim) + channel / channels;
     return {vector * kVector + channel % 8 * 4 + place % 4, channel % channels / 8 * width};
 }
 

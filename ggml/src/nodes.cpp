@@ -17,10 +17,15 @@ void attend(ggml_tensor * dst, int ith, int nth, void * userdata) {
 }
 
 void merge(ggml_tensor * dst, int ith, int, void * userdata) {
+    const auto * layer = static_cast<const ggml_zipcache_layer *>(userdata);
     if (ith == 0) {
-        ggml_zipcache_attend_kv_merge(static_cast<const ggml_zipcache_layer *>(userdata),
-                                      static_cast<const float *>(dst->src[0]->data),
-                                      static_cast<int>(dst->src[0]->ne[2]), static_cast<float *>(dst->data));
+        ggml_zipcache_attend_kv_merge(layer, static_cast<const float *>(dst->src[0]->data),
+                                      static_cast<int>(dst->src[0]->ne[2]), static_cast<float *>(dst->data),
+                                      layer->probe_log_sum);
+        if (layer->probe_q) {
+            ggml_fp32_to_fp16_row(static_cast<const float *>(dst->src[1]->data), layer->probe_q,
+                                  int64_t(layer->n_heads) * layer->head_dim);
+        }
     }
 }
 
@@ -53,7 +58,8 @@ ggml_tensor * ggml_zipcache_attend_kv_node(ggml_context * ctx, const ggml_zipcac
     ggml_tensor * inputs[] = {q, k, v, n_tokens};
     ggml_tensor * partial = ggml_custom_4d(ctx, GGML_TYPE_F32, layer->head_dim + 2, layer->n_heads, n_splits, 1, inputs,
                                            4, attend, n_splits, userdata);
-    return ggml_custom_4d(ctx, GGML_TYPE_F32, int64_t(layer->head_dim) * layer->n_heads, 1, 1, 1, &partial, 1, merge, 1,
+    ggml_tensor * parts[] = {partial, q};
+    return ggml_custom_4d(ctx, GGML_TYPE_F32, int64_t(layer->head_dim) * layer->n_heads, 1, 1, 1, parts, 2, merge, 1,
                           userdata);
 }
 

@@ -4,9 +4,10 @@
 
 namespace zipcache {
 
-// x [n] <- x H, H the normalized Walsh-Hadamard matrix of size n, a power of two. Its own inverse.
+// x [n] <- x H, H block-diagonal of normalized Walsh-Hadamard matrices of size n & -n. Its own inverse.
 inline void walsh_hadamard(float * x, int n) {
-    for (int half = 1; half < n; half *= 2) {
+    const int size = n & -n;
+    for (int half = 1; half < size; half *= 2) {
         for (int first = 0; first < n; first += 2 * half) {
             for (int i = first; i < first + half; ++i) {
                 const float a = x[i], b = x[i + half];
@@ -15,7 +16,7 @@ inline void walsh_hadamard(float * x, int n) {
             }
         }
     }
-    const float scale = 1.0f / std::sqrt(static_cast<float>(n));
+    const float scale = 1.0f / std::sqrt(static_cast<float>(size));
     for (int i = 0; i < n; ++i) {
         x[i] *= scale;
     }

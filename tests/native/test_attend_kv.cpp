@@ -30,7 +30,7 @@ Data make(const Case & c, std::mt19937 & random) {
         data.q.push_back(3 * normal(random));  // sharp attention
     }
     data.layer = {c.n_heads,        c.n_kv_heads, c.head_dim,    1.0f / std::sqrt(float(c.head_dim)),
-                  c.sliding_window, capacity,     data.k.data(), data.v.data()};
+                  c.sliding_window, capacity,     data.k.data(), data.v.data(), 0, nullptr, nullptr, nullptr};
     return data;
 }
 
@@ -42,10 +42,10 @@ double difference(const Case & c, std::mt19937 & random) {
     for (int split = 0; split < c.n_splits; ++split) {
         ggml_zipcache_attend_kv(&data.layer, data.q.data(), c.n_tokens, split, c.n_splits, partial.data());
     }
-    ggml_zipcache_attend_kv_merge(&data.layer, partial.data(), c.n_splits, got.data());
+    ggml_zipcache_attend_kv_merge(&data.layer, partial.data(), c.n_splits, got.data(), nullptr);
     ggml_zipcache_attend_kv_ref(&data.layer, data.q.data(), c.n_tokens, want.data());
     double worst = 0;
-    for (size_t i = 0; i < got.size(); ++i) {
+    for (size_t i = 0; i < want.size(); ++i) {
         worst = std::max(worst, std::isfinite(got[i]) ? std::fabs(double(got[i]) - want[i]) : INFINITY);
     }
     return worst;

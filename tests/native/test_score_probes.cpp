@@ -36,12 +36,13 @@ TEST(score_probes_matches_the_reference) {
         p.position = position.data();
         const int head = int(random() % p.n_kv_heads);
         const int64_t first = int64_t(random() % n_probes);
-        std::vector<float> got(p.n_tokens, 0.25f), want = got;
-        ggml_zipcache_score_probes(&p, head, first, n_probes, got.data());
-        ggml_zipcache_score_probes_ref(&p, head, first, n_probes, want.data());
+        std::vector<float> got(p.n_tokens, 0.25f), want = got, got_square = got, want_square = got;
+        ggml_zipcache_score_probes(&p, head, first, n_probes, got.data(), got_square.data());
+        ggml_zipcache_score_probes_ref(&p, head, first, n_probes, want.data(), want_square.data());
         double worst = 0, total = 0;
         for (int64_t t = 0; t < p.n_tokens; ++t) {
-            worst = std::max(worst, std::fabs(double(got[t]) - want[t]));
+            worst = std::max({worst, std::fabs(double(got[t]) - want[t]),
+                              std::fabs(double(got_square[t]) - want_square[t])});
             total += got[t] - 0.25;
         }
         const double rows = double(n_probes - first) * p.n_heads / p.n_kv_heads;

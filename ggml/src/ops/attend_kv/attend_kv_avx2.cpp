@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "attend_kv.h"
 
@@ -9,17 +10,45 @@
 namespace zipcache::attend_kv {
 namespace {
 
-#include "attend_kv_simd.h"
+using namespace format;
+
+struct Avx2Dot {
+    static __m256i pairs(__m256i codes, __m256i bytes) {
+        return _mm256_madd_epi16(_mm256_maddubs_epi16(codes, bytes), _mm256_set1_epi16(1));
+    }
+    // sum + for each 32-bit lane the dot product of four unsigned codes of Bits bits with four int8
+    template <int Bits>
+    static __m256i dot(__m256i sum, __m256i codes, __m256i bytes) {
+        if constexpr (Bits == 8) {  // two products of 255 * 127 would overflow 16 bits
+            const __m256i nibble = _mm256_set1_epi8(15);
+            const __m256i high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble);
+            sum = _mm256_add_epi32(sum, _mm256_slli_epi32(pairs(high, bytes), 4));
+            codes = _mm256_and_si256(codes, nibble);
+        }
+        return _mm256_add_epi32(sum, pairs(codes, bytes));
+    }
+};
+
+#include "packed_simd.h"
+#include "window_simd.h"
 
 }  // namespace
 
-HeadKernel head_avx2() {
-    return head_simd<simd::Avx2>;
+WindowKernel window_avx2() {
+    return window_simd<simd::Avx2>;
+}
+
+PackedKernel packed_avx2() {
+    return packed_simd<Avx2Dot>;
 }
 
 }  // namespace zipcache::attend_kv
 #else
-zipcache::attend_kv::HeadKernel zipcache::attend_kv::head_avx2() {
+zipcache::attend_kv::WindowKernel zipcache::attend_kv::window_avx2() {
+    return nullptr;
+}
+
+zipcache::attend_kv::PackedKernel zipcache::attend_kv::packed_avx2() {
     return nullptr;
 }
 #endif

@@ -9,17 +9,17 @@
 namespace zipcache::attend_kv {
 namespace {
 
-#include "attend_kv_simd.h"
+#include "window_simd.h"
 
 }  // namespace
 
-HeadKernel head_avx512() {
-    return head_simd<simd::Avx512>;
+WindowKernel window_avx512() {
+    return window_simd<simd::Avx512>;
 }
 
 }  // namespace zipcache::attend_kv
 #else
-zipcache::attend_kv::HeadKernel zipcache::attend_kv::head_avx512() {
+zipcache::attend_kv::WindowKernel zipcache::attend_kv::window_avx512() {
     return nullptr;
 }
 #endif

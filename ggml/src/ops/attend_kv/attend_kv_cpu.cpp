@@ -4,10 +4,11 @@
 #include <vector>
 
 #include "attend_kv.h"
+#include "transform.h"
 
 namespace zipcache::attend_kv {
 
-void head_portable(const HeadTask & task) {
+void window_portable(const WindowTask & task) {
     const int dim = task.head_dim;
     std::vector<float> row(dim);
     for (int i = 0; i < task.n_queries; ++i) {
@@ -44,19 +45,100 @@ void head_portable(const HeadTask & task) {
 
 namespace {
 
-HeadKernel choose(int head_dim) {
+WindowKernel choose_window(int head_dim) {
     // the vector kernels keep whole registers of channels
     if (head_dim % 16 != 0) {
-        return head_portable;
+        return window_portable;
     }
     const auto level = ggml_zipcache_cpu_level();
-    if (level >= GGML_ZIPCACHE_CPU_AVX512 && head_avx512()) {
-        return head_avx512();
+    if (level >= GGML_ZIPCACHE_CPU_AVX512 && window_avx512()) {
+        return window_avx512();
     }
-    if (level >= GGML_ZIPCACHE_CPU_AVX2 && head_avx2()) {
-        return head_avx2();
+    if (level >= GGML_ZIPCACHE_CPU_AVX2 && window_avx2()) {
+        return window_avx2();
     }
-    return head_portable;
+    return window_portable;
+}
+
+PackedKernel choose_packed() {
+    const auto level = ggml_zipcache_cpu_level();
+    if (level >= GGML_ZIPCACHE_CPU_VNNI && packed_vnni()) {
+        return packed_vnni();
+    }
+    return level >= GGML_ZIPCACHE_CPU_AVX2 ? packed_avx2() : nullptr;
+}
+
+constexpr int kQueries = 4;  // query heads that pass over the codes together
+
+// Undoes the values' transform and merges into partial [head_dim + 2].
+void merge(float * out, float maximum, float sum, const ggml_zipcache_format & f, const float * v_divisor,
+           float * partial) {
+    const int dim = f.head_dim;
+    const float top = std::max(maximum, partial[dim]);
+    if (maximum == -std::numeric_limits<float>::infinity()) {
+        return;
+    }
+    if (f.v.rotate) {
+        walsh_hadamard(out, dim);
+    }
+    const float old_weight = std::exp(partial[dim] - top), new_weight = std::exp(maximum - top);
+    for (int c = 0; c < dim; ++c) {
+        const float value = v_divisor ? out[c] * v_divisor[c] : out[c];
+        partial[c] = partial[c] * old_weight + value * new_weight;
+    }
+    partial[dim] = top;
+    partial[dim + 1] = partial[dim + 1] * old_weight + sum * new_weight;
+}
+
+// Segments [first, first + n) that share their format and divisors: one KV head's queries over this split's blocks.
+void add_run(PackedKernel kernel, const ggml_zipcache_layer & layer, const ggml_zipcache_segment * run, int64_t n,
+             const float * q, int head, int phase, int n_splits, float * partial) {
+    const ggml_zipcache_format & f = *run->format;
+    const int dim = f.head_dim, group = layer.n_heads / layer.n_kv_heads;
+    const float * k_divisor = run->k_divisor ? run->k_divisor + int64_t(head) * dim : nullptr;
+    const float * v_divisor = run->v_divisor ? run->v_divisor + int64_t(head) * dim : nullptr;
+    std::vector<float> stored(size_t(kQueries) * dim), out(size_t(kQueries) * dim);
+    for (int first = 0; first < group; first += kQueries) {
+        const int n_queries = std::min(kQueries, group - first);
+        const int query = head * group + first;
+        for (int i = 0; i < n_queries; ++i) {
+            float * x = &stored[size_t(i) * dim];
+            for (int c = 0; c < dim; ++c) {
+                x[c] = q[int64_t(query + i) * dim + c] * layer.scale * (k_divisor ? k_divisor[c] : 1.0f);
+            }
+            if (f.k.rotate) {
+                walsh_hadamard(x, dim);
+            }
+        }
+        float maximum[kQueries], sum[kQueries];
+        kernel({run, n, head, stored.data(), n_queries, phase, n_splits, out.data(), maximum, sum});
+        for (int i = 0; i < n_queries; ++i) {
+            merge(&out[size_t(i) * dim], maximum[i], sum[i], f, v_divisor, partial + int64_t(query + i) * (dim + 2));
+        }
+    }
+}
+
+void add_segments(const ggml_zipcache_layer & layer, const float * q, int split, int n_splits, float * partial) {
+    const PackedKernel kernel = choose_packed();
+    for (int64_t first = 0, last; first < layer.n_segments; first = last) {
+        const ggml_zipcache_segment * run = layer.segments + first;
+        last = first + 1;
+        if (!kernel || !vectorizes(*run->format)) {
+            if (first % n_splits == split) {
+                add_segment_ref(layer, *run, q, partial);
+            }
+            continue;
+        }
+        while (last < layer.n_segments && layer.segments[last].format == run->format &&
+               layer.segments[last].k_divisor == run->k_divisor && layer.segments[last].v_divisor == run->v_divisor) {
+            ++last;
+        }
+        for (int head = 0; head < layer.n_kv_heads; ++head) {
+            // heads and runs begin with another split, so that odd blocks do not all fall to the first
+            add_run(kernel, layer, run, last - first, q, head, int((split + first + head) % n_splits), n_splits,
+                    partial);
+        }
+    }
 }
 
 }  // namespace
@@ -68,7 +150,7 @@ void ggml_zipcache_attend_kv(const ggml_zipcache_layer * layer, const float * q,
     const int dim = layer->head_dim;
     const int group = layer->n_heads / layer->n_kv_heads;
     const auto range = split_range(visible_tokens(*layer, n_tokens), split, n_splits);
-    const HeadKernel kernel = choose(dim);
+    const WindowKernel kernel = choose_window(dim);
     std::vector<float> scaled(size_t(group) * dim);
     partial += int64_t(split) * layer->n_heads * (dim + 2);
     for (int head = 0; head < layer->n_kv_heads; ++head) {
@@ -79,10 +161,11 @@ void ggml_zipcache_attend_kv(const ggml_zipcache_layer * layer, const float * q,
         kernel({scaled.data(), group, dim, layer->k + base, layer->v + base, range.last - range.first,
                 partial + int64_t(head) * group * (dim + 2)});
     }
+    add_segments(*layer, q, split, n_splits, partial);
 }
 
 void ggml_zipcache_attend_kv_merge(const ggml_zipcache_layer * layer, const float * partial, int n_splits,
-                                   float * out) {
+                                   float * out, float * log_sum) {
     const int dim = layer->head_dim;
     const int64_t stride = int64_t(layer->n_heads) * (dim + 2);
     for (int head = 0; head < layer->n_heads; ++head, partial += dim + 2, out += dim) {
@@ -102,6 +185,9 @@ void ggml_zipcache_attend_kv_merge(const ggml_zipcache_layer * layer, const floa
         }
         for (int c = 0; c < dim; ++c) {
             out[c] /= sum;
+        }
+        if (log_sum) {
+            log_sum[head] = maximum + std::log(sum);
         }
     }
 }

@@ -16,8 +16,8 @@ inline Seen seen_by(const ggml_zipcache_probes & probes, int64_t probe) {
     return {window > 0 ? std::max<int64_t>(0, last - window) : 0, last};
 }
 
-// score[i] += softmax(logits)[i], logits [n] f32, n >= 1; logits is overwritten
-using AddSoftmax = void (*)(float * logits, int64_t n, float * score);
+// score[i] += softmax(logits)[i], square[i] += its square; logits [n] f32, n >= 1, is overwritten
+using AddSoftmax = void (*)(float * logits, int64_t n, float * score, float * square);
 
 AddSoftmax add_softmax_avx2();  // nullptr where not compiled
 AddSoftmax add_softmax_avx512();

@@ -20,11 +20,11 @@ constexpr int64_t kRows = 48;
 }  // namespace zipcache::score_probes
 
 void ggml_zipcache_score_probes(const ggml_zipcache_probes * probes, int kv_head, int64_t first_probe,
-                                int64_t last_probe, float * score) {
+                                int64_t last_probe, float * score, float * square) {
     using namespace zipcache::score_probes;
     const auto add_softmax = choose();
     if (!add_softmax) {
-        ggml_zipcache_score_probes_ref(probes, kv_head, first_probe, last_probe, score);
+        ggml_zipcache_score_probes_ref(probes, kv_head, first_probe, last_probe, score, square);
         return;
     }
     const auto & p = *probes;
@@ -56,7 +56,8 @@ void ggml_zipcache_score_probes(const ggml_zipcache_probes * probes, int kv_head
         ggml_zipcache_mul_mat(&args, 0, last);
         for (int64_t i = 0; i < n; ++i) {
             const Seen seen = seen_by(p, probe_of(i));
-            add_softmax(&logits[i * p.n_tokens + seen.first], seen.last - seen.first, score + seen.first);
+            add_softmax(&logits[i * p.n_tokens + seen.first], seen.last - seen.first, score + seen.first,
+                        square + seen.first);
         }
     }
 }

@@ -3,7 +3,7 @@
 // anonymous namespace: no symbol of it may leave that file.
 
 template <class V>
-void add_softmax(float * logits, int64_t n, float * score) {
+void add_softmax(float * logits, int64_t n, float * score, float * square) {
     const int64_t whole = n / V::lanes * V::lanes;
     float maximum = logits[n - 1];
     for (int64_t i = whole; i < n; ++i) {
@@ -26,9 +26,13 @@ void add_softmax(float * logits, int64_t n, float * score) {
     }
     const float inverse = 1.0f / sum;
     for (int64_t i = 0; i < whole; i += V::lanes) {
-        V::fma(V::load(logits + i), V::set(inverse), V::load(score + i)).store(score + i);
+        const V share = V::mul(V::load(logits + i), V::set(inverse));
+        V::add(share, V::load(score + i)).store(score + i);
+        V::fma(share, share, V::load(square + i)).store(square + i);
     }
     for (int64_t i = whole; i < n; ++i) {
-        score[i] += logits[i] * inverse;
+        const float share = logits[i] * inverse;
+        score[i] += share;
+        square[i] += share * share;
     }
 }

@@ -97,7 +97,7 @@ void block_values(const float * weights, const float * shrink, const uint16_t * 
 }
 
 template <class V, int Queries>
-void head_queries(const HeadTask & task, int first) {
+void window_queries(const WindowTask & task, int first) {
     const int dim = task.head_dim;
     const float * q = task.q + first * dim;
     float * out = task.partial + first * (dim + 2);
@@ -123,18 +123,18 @@ void head_queries(const HeadTask & task, int first) {
 }
 
 template <class V>
-void head_simd(const HeadTask & task) {
+void window_simd(const WindowTask & task) {
     int first = 0;
     for (; first + 4 <= task.n_queries && task.n_queries != 6 && task.n_queries != 5; first += 4) {
-        head_queries<V, 4>(task, first);
+        window_queries<V, 4>(task, first);
     }
     for (; first + 3 <= task.n_queries; first += 3) {
-        head_queries<V, 3>(task, first);
+        window_queries<V, 3>(task, first);
     }
     for (; first + 2 <= task.n_queries; first += 2) {
-        head_queries<V, 2>(task, first);
+        window_queries<V, 2>(task, first);
     }
     for (; first < task.n_queries; ++first) {
-        head_queries<V, 1>(task, first);
+        window_queries<V, 1>(task, first);
     }
 }

@@ -1,0 +1,492 @@
+#pragma once
+// The vector kernel over packed codes, written once over the multiply-add `Ops` of unsigned codes and int8. Include it
+// only from a file that is compiled for its instruction set, inside an anonymous namespace: no symbol of it may leave
+// that file.
+//
+// No element is dequantized: scales are folded into the query (keys by channel) or into the probabilities (values by
+// token), which are then rounded to int8; the dot products run on the codes, whose planes are joined in registers. What
+// the rounding loses on an average code, (q - q8) * (2^b - 1) / 2, is known beforehand and added back.
+
+using simd::Avx2;
+
+constexpr int kMaxPlaces = kGroup;
+constexpr int kMaxDim = 512;
+constexpr int kChunk = 32;  // channels whose codes are joined together
+
+// x' = scale * code + min for eight entries.
+struct Values8 {
+    Avx2 scale, min;
+};
+
+inline __m128i eight(const uint8_t * bytes) {
+    return _mm_loadl_epi64(reinterpret_cast<const __m128i *>(bytes));
+}
+
+inline Values8 load_values(const Params & p, int64_t i) {
+    switch (p.kind) {
+        case GGML_ZIPCACHE_PARAMS_F16_PAIR: {
+            const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p.data + 4 * i));
+            const __m256i halves = _mm256_permute4x64_epi64(
+                _mm256_packus_epi32(_mm256_and_si256(x, _mm256_set1_epi32(0xFFFF)), _mm256_srli_epi32(x, 16)), 0xD8);
+            return {{_mm256_cvtph_ps(_mm256_castsi256_si128(halves))},
+                    {_mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))}};
+        }
+        case GGML_ZIPCACHE_PARAMS_F16_SCALE: {
+            const Avx2 scale = Avx2::load_f16(reinterpret_cast<const uint16_t *>(p.data) + i);
+            return {scale, Avx2::mul(scale, Avx2::set(-p.bias))};
+        }
+        default: {
+            const __m256i u = _mm256_slli_epi32(_mm256_cvtepu8_epi32(eight(p.data + i)), 19);
+            const Avx2 power = {_mm256_castsi256_ps(_mm256_add_epi32(u, _mm256_set1_epi32(127 << 23)))};
+            const Avx2 range = Avx2::mul(Avx2::sub(power, Avx2::set(1)), Avx2::set(p.range_unit));
+            Avx2 min = Avx2::mul(range, Avx2::set(-p.low));
+            if (p.kind == GGML_ZIPCACHE_PARAMS_F8_PAIR) {
+                const Avx2 mid = {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight(p.data + p.n + i)))};
+                const Avx2 unit = p.mid_unit > 0 ? Avx2::set(p.mid_unit) : Avx2::mul(range, Avx2::set(1.0f / 256));
+                min = Avx2::fma(mid, unit, min);
+            }
+            return {Avx2::mul(range, Avx2::set(p.step)), min};
+        }
+    }
+}
+
+// x [n] -> to [n] int8, n a multiple of 8. x ~ scale * to; `lost` is the sum of what rounding took.
+struct Rounded {
+    float scale, lost;
+};
+
+inline Avx2 magnitude(Avx2 x) {
+    return {_mm256_and_ps(x.r, _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF)))};
+}
+
+inline Rounded round_to_int8(const float * x, int n, float largest, int8_t * to) {
+    const float scale = largest / 127.0f;
+    // a subnormal largest has no finite inverse; its products vanish anyway
+    const Avx2 inverse = Avx2::set(largest > 1e-30f ? 127.0f / largest : 0.0f), step = Avx2::set(scale);
+    Avx2 lost = Avx2::zero();
+    for (int i = 0; i < n; i += 8) {
+        const Avx2 value = Avx2::load(x + i);
+        const Avx2 rounded = Avx2::round(Avx2::mul(value, inverse));
+        lost = Avx2::add(lost, Avx2::sub(value, Avx2::mul(rounded, step)));
+        const __m256i wide = _mm256_cvtps_epi32(rounded.r);
+        const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+        _mm_storel_epi64(reinterpret_cast<__m128i *>(to + i), _mm_packs_epi16(words, words));
+    }
+    return {scale, lost.sum()};
+}
+
+inline Rounded round_to_int8(const float * x, int n, int8_t * to) {
+    Avx2 top = Avx2::zero();
+    for (int i = 0; i < n; i += 8) {
+        top = Avx2::max(top, magnitude(Avx2::load(x + i)));
+    }
+    return round_to_int8(x, n, top.max(), to);
+}
+
+inline __m256i four(const int8_t * bytes) {
+    int32_t word;
+    std::memcpy(&word, bytes, sizeof word);
+    return _mm256_set1_epi32(word);
+}
+
+// The bits of a plane of width W that `from` holds at `shift`, moved to bit `low` of each byte.
+template <int W>
+inline __m256i plane_bits(__m256i from, int shift, int low) {
+    const __m256i moved =
+        shift >= low ? _mm256_srli_epi16(from, shift - low) : _mm256_slli_epi16(from, low - shift);
+    return _mm256_and_si256(moved, _mm256_set1_epi8(static_cast<char>(((1 << W) - 1) << low)));
+}
+
+template <int Bits>
+constexpr int plane_low(int plane) {
+    int low = 0;
+    for (int i = 0; i < plane; ++i) {
+        low += planes_of(Bits).width[i];
+    }
+    return low;
+}
+
+// Codes of four (K) or eight (V) channels for eight or four places: sub-vector s of a chunk of 32 channels.
+// vector[p]: the plane's vectors of this tile. kWide: channels of a vector of a plane of one bit.
+template <int Bits, int Plane, int kWide>
+inline __m256i joined(const uint8_t * const * vector, int chunk, int s) {
+    constexpr int width = planes_of(Bits).width[Plane];
+    constexpr int subs = 8 / width;              // sub-vectors of a vector
+    constexpr int per_sub = kWide / 8;           // channels of one
+    const int sub = chunk * (kChunk / per_sub) + s;
+    const auto * at = reinterpret_cast<const __m256i *>(vector[Plane] + sub / subs * kVector);
+    const __m256i bits = plane_bits<width>(_mm256_loadu_si256(at), sub % subs * width, plane_low<Bits>(Plane));
+    if constexpr (Plane + 1 < planes_of(Bits).n) {
+        return _mm256_or_si256(bits, joined<Bits, Plane + 1, kWide>(vector, chunk, s));
+    } else {
+        return bits;
+    }
+}
+
+// sums [Queries, kMaxPlaces] i32 = codes . q8 over channels [first, last), for each place of n_places
+template <class Ops, int Queries, int Bits>
+void key_dots(const uint8_t * codes, int n_places, int dim, int first, int last, const int8_t * q8, int32_t * sums) {
+    constexpr Planes planes = planes_of(Bits);
+    const uint8_t * plane[3];
+    int64_t tile_bytes[3];
+    for (int p = 0; p < planes.n; ++p) {
+        plane[p] = codes;
+        tile_bytes[p] = k_plane_bytes(8, dim, planes.width[p]);
+        codes += k_plane_bytes(n_places, dim, planes.width[p]);
+    }
+    for (int place = 0; place < n_places; place += 8) {
+        __m256i sum[Queries];
+        for (int i = 0; i < Queries; ++i) {
+            sum[i] = _mm256_setzero_si256();
+        }
+        int channel = first;
+        for (; channel + kChunk <= last; channel += kChunk) {
+#pragma GCC unroll 8
+            for (int s = 0; s < 8; ++s) {
+                const __m256i code = joined<Bits, 0, 32>(plane, channel / kChunk, s);
+                for (int i = 0; i < Queries; ++i) {
+                    sum[i] = Ops::template dot<Bits>(sum[i], code, four(q8 + i * kMaxDim + channel + s * 4));
+                }
+            }
+        }
+        for (int s = 0; channel + s * 4 < last; ++s) {
+            const __m256i code = joined<Bits, 0, 32>(plane, channel / kChunk, s);
+            for (int i = 0; i < Queries; ++i) {
+                sum[i] = Ops::template dot<Bits>(sum[i], code, four(q8 + i * kMaxDim + channel + s * 4));
+            }
+        }
+        for (int i = 0; i < Queries; ++i) {
+            _mm256_storeu_si256(reinterpret_cast<__m256i *>(sums + i * kMaxPlaces + place), sum[i]);
+        }
+        for (int p = 0; p < planes.n; ++p) {
+            plane[p] += tile_bytes[p];
+        }
+    }
+}
+
+// out [Queries, kMaxDim] += scale * (w8 . codes) over all places, for channels [first, last)
+template <class Ops, int Queries, int Bits>
+void value_dots(const uint8_t * codes, int n_places, int dim, int first, int last, const int8_t * w8,
+                const float * scale, float * out) {
+    constexpr Planes planes = planes_of(Bits);
+    const uint8_t * start[3];
+    int64_t tile_bytes[3];
+    for (int p = 0; p < planes.n; ++p) {
+        start[p] = codes;
+        tile_bytes[p] = v_plane_bytes(4, dim, planes.width[p]);
+        codes += v_plane_bytes(n_places, dim, planes.width[p]);
+    }
+    for (int channel = first; channel < last; channel += kChunk) {
+        const int n_subs = std::min(4, (last - channel + 7) / 8);
+        const uint8_t * plane[3];
+        std::copy_n(start, 3, plane);
+        __m256i sum[Queries][4];
+        for (int i = 0; i < Queries; ++i) {
+            for (int s = 0; s < 4; ++s) {
+                sum[i][s] = _mm256_setzero_si256();
+            }
+        }
+        auto add = [&](int place, int subs) {
+#pragma GCC unroll 4
+            for (int s = 0; s < subs; ++s) {
+                const __m256i code = joined<Bits, 0, 64>(plane, channel / kChunk, s);
+                for (int i = 0; i < Queries; ++i) {
+                    sum[i][s] = Ops::template dot<Bits>(sum[i][s], code, four(w8 + i * kMaxPlaces + place));
+                }
+            }
+            for (int p = 0; p < planes.n; ++p) {
+                plane[p] += tile_bytes[p];
+            }
+        };
+        if (n_subs == 4) {
+            for (int place = 0; place < n_places; place += 4) {
+                add(place, 4);
+            }
+        } else {
+            for (int place = 0; place < n_places; place += 4) {
+                add(place, n_subs);
+            }
+        }
+        for (int i = 0; i < Queries; ++i) {
+            for (int s = 0; s < n_subs; ++s) {
+                float * to = out + i * kMaxDim + channel + s * 8;
+                Avx2::fma({_mm256_cvtepi32_ps(sum[i][s])}, Avx2::set(scale[i]), Avx2::load(to)).store(to);
+            }
+        }
+    }
+}
+
+// Calls visit with the number of bits as a constant.
+template <class Visit>
+void with_bits(int bits, Visit && visit) {
+    switch (bits) {
+        case 1: visit(std::integral_constant<int, 1>()); break;
+        case 2: visit(std::integral_constant<int, 2>()); break;
+        case 3: visit(std::integral_constant<int, 3>()); break;
+        case 4: visit(std::integral_constant<int, 4>()); break;
+        case 5: visit(std::integral_constant<int, 5>()); break;
+        case 6: visit(std::integral_constant<int, 6>()); break;
+        case 7: visit(std::integral_constant<int, 7>()); break;
+        case 8: visit(std::integral_constant<int, 8>()); break;
+        default: break;
+    }
+}
+
+template <class Ops, int Queries>
+struct Head {
+    const PackedTask & task;
+    const ggml_zipcache_format & f = *task.segments->format;
+    const int dim = f.head_dim;
+    alignas(32) int8_t q8[Queries * kMaxDim];        // the query, scales folded in
+    alignas(32) int8_t plain_q8[Queries * kMaxDim];  // the query itself, for parameters by token
+    const uint8_t * folded = nullptr;                // the parameters that q8 holds, while they stay
+    float q_scale[Queries], q_lost[Queries], q_constant[Queries];
+    float plain_scale[Queries];
+    alignas(32) float out[Queries * kMaxDim];
+    float bias[Queries];  // what all channels of `out` have in common
+    float maximum[Queries], sum[Queries];
+
+    explicit Head(const PackedTask & t) : task(t) {
+        for (int i = 0; i < Queries; ++i) {
+            std::memset(plain_q8 + i * kMaxDim, 0, dim + kChunk > kMaxDim ? kMaxDim : dim + kChunk);
+            std::memset(q8 + i * kMaxDim, 0, dim + kChunk > kMaxDim ? kMaxDim : dim + kChunk);
+            std::fill_n(out + i * kMaxDim, std::min(kMaxDim, dim + kChunk), 0.0f);
+            plain_scale[i] = round_to_int8(t.q + i * dim, dim, plain_q8 + i * kMaxDim).scale;
+            bias[i] = sum[i] = 0;
+            maximum[i] = -INFINITY;
+        }
+    }
+
+    // q8 <- the query times the channels' scales; q_constant <- the query times their mins
+    void fold(const Params & params) {
+        alignas(32) float product[Queries * kMaxDim];
+        Avx2 offset[Queries], top[Queries];
+        for (int i = 0; i < Queries; ++i) {
+            offset[i] = top[i] = Avx2::zero();
+        }
+        for (int c = 0; c < dim; c += 8) {
+            const Values8 value = load_values(params, c);
+            for (int i = 0; i < Queries; ++i) {
+                const Avx2 query = Avx2::load(task.q + i * dim + c);
+                const Avx2 x = Avx2::mul(query, value.scale);
+                x.store(product + i * kMaxDim + c);
+                top[i] = Avx2::max(top[i], magnitude(x));
+                offset[i] = Avx2::fma(query, value.min, offset[i]);
+            }
+        }
+        for (int i = 0; i < Queries; ++i) {
+            const Rounded r = round_to_int8(product + i * kMaxDim, dim, top[i].max(), q8 + i * kMaxDim);
+            q_scale[i] = r.scale;
+            q_lost[i] = r.lost;
+            q_constant[i] = offset[i].sum();
+        }
+    }
+
+    // logits [Queries, kMaxPlaces] of a block whose keys have parameters by channel
+    void by_channel(const Block & block, int bits, float * logits) {
+        const Params & params = block.k_params;
+        const bool same = f.k.scope == GGML_ZIPCACHE_SCOPE_SEGMENT && params.kind == GGML_ZIPCACHE_PARAMS_F16_PAIR &&
+                          params.data == folded;
+        if (!same) {
+            fold(params);
+            folded = params.data;
+        }
+        alignas(32) int32_t sums[Queries * kMaxPlaces];
+        with_bits(bits, [&](auto b) {
+            key_dots<Ops, Queries, b.value>(block.k, block.n_places, dim, 0, dim, q8, sums);
+        });
+        for (int i = 0; i < Queries; ++i) {
+            const Avx2 scale = Avx2::set(q_scale[i]), constant = Avx2::set(q_constant[i] + q_lost[i] * levels(bits) / 2);
+            for (int p = 0; p < block.n_places; p += 8) {
+                const auto * s = reinterpret_cast<const __m256i *>(sums + i * kMaxPlaces + p);
+                Avx2::fma({_mm256_cvtepi32_ps(_mm256_load_si256(s))}, scale, constant)
+                    .store(logits + i * kMaxPlaces + p);
+            }
+        }
+    }
+
+    // The same for parameters by token, of `block` channels at a time.
+    void by_token(const Block & block, int bits, float * logits) const {
+        const int width = std::min(f.k.block, dim);
+        alignas(32) int32_t sums[Queries * kMaxPlaces];
+        for (int first = 0; first < dim; first += width) {
+            with_bits(bits, [&](auto b) {
+                key_dots<Ops, Queries, b.value>(block.k, block.n_places, dim, first, first + width, plain_q8, sums);
+            });
+            for (int i = 0; i < Queries; ++i) {
+                float total = 0, rounded = 0;
+                for (int c = first; c < first + width; ++c) {
+                    total += task.q[i * dim + c];
+                    rounded += static_cast<float>(plain_q8[i * kMaxDim + c]);
+                }
+                const Avx2 scale = Avx2::set(plain_scale[i]), all = Avx2::set(total);
+                const Avx2 lost = Avx2::set((total - rounded * plain_scale[i]) * levels(bits) / 2);
+                for (int p = 0; p < block.n_places; p += 8) {
+                    const auto * s = reinterpret_cast<const __m256i *>(sums + i * kMaxPlaces + p);
+                    const Avx2 dot = Avx2::fma({_mm256_cvtepi32_ps(_mm256_load_si256(s))}, scale, lost);
+                    const Values8 value = load_values(block.k_params, int64_t(first / width) * block.n_places + p);
+                    float * to = logits + i * kMaxPlaces + p;
+                    const Avx2 before = first == 0 ? Avx2::zero() : Avx2::load(to);
+                    Avx2::fma(dot, value.scale, Avx2::fma(all, value.min, before)).store(to);
+                }
+            }
+        }
+    }
+
+    // Logits to weights relative to the running maximum, which they may raise.
+    void softmax(int i, float * logits, int n_places) {
+        Avx2 top = Avx2::set(maximum[i]);
+        for (int p = 0; p < n_places; p += 8) {
+            top = Avx2::max(top, Avx2::load(logits + p));
+        }
+        const float before = maximum[i];
+        maximum[i] = top.max();
+        Avx2 total = Avx2::zero();
+        for (int p = 0; p < n_places; p += 8) {
+            // hidden places hold -inf, and exp's floor is not quite 0
+            const Avx2 x = Avx2::load(logits + p);
+            const Avx2 seen = {_mm256_cmp_ps(x.r, _mm256_set1_ps(-INFINITY), _CMP_GT_OQ)};
+            const Avx2 weight = {_mm256_and_ps(Avx2::exp(Avx2::sub(x, Avx2::set(maximum[i]))).r, seen.r)};
+            weight.store(logits + p);
+            total = Avx2::add(total, weight);
+        }
+        const float shrink = before == maximum[i] ? 1.0f : std::exp(before - maximum[i]);
+        sum[i] = sum[i] * shrink + total.sum();
+        bias[i] *= shrink;
+        for (int c = 0; shrink != 1.0f && c < dim; c += 8) {
+            Avx2::mul(Avx2::load(out + i * kMaxDim + c), Avx2::set(shrink)).store(out + i * kMaxDim + c);
+        }
+    }
+
+    // out += weights . values of a block whose values have parameters by token
+    void add_by_token(const Block & block, int bits, const float * weights) {
+        const int width = std::min(f.v.block, dim);
+        alignas(32) float scaled[Queries * kMaxPlaces];
+        alignas(32) int8_t w8[Queries * kMaxPlaces];
+        for (int first = 0; first < dim; first += width) {
+            float scale[Queries];
+            Avx2 offset[Queries], top[Queries];
+            for (int i = 0; i < Queries; ++i) {
+                offset[i] = top[i] = Avx2::zero();
+            }
+            for (int p = 0; p < block.n_places; p += 8) {
+                const Values8 value = load_values(block.v_params, int64_t(first / width) * block.n_places + p);
+                for (int i = 0; i < Queries; ++i) {
+                    const Avx2 weight = Avx2::load(weights + i * kMaxPlaces + p);
+                    const Avx2 x = Avx2::mul(weight, value.scale);
+                    x.store(scaled + i * kMaxPlaces + p);
+                    top[i] = Avx2::max(top[i], magnitude(x));
+                    offset[i] = Avx2::fma(weight, value.min, offset[i]);
+                }
+            }
+            for (int i = 0; i < Queries; ++i) {
+                const Rounded r =
+                    round_to_int8(scaled + i * kMaxPlaces, block.n_places, top[i].max(), w8 + i * kMaxPlaces);
+                scale[i] = r.scale;
+                const float common = offset[i].sum() + r.lost * levels(bits) / 2;
+                if (width == dim) {
+                    bias[i] += common;
+                }
+                for (int c = first; width < dim && c < first + width; c += 8) {
+                    float * to = out + i * kMaxDim + c;
+                    Avx2::add(Avx2::load(to), Avx2::set(common)).store(to);
+                }
+            }
+            with_bits(bits, [&](auto b) {
+                value_dots<Ops, Queries, b.value>(block.v, block.n_places, dim, first, first + width, w8, scale, out);
+            });
+        }
+    }
+
+    void add_by_channel(const Block & block, int bits, const float * weights) {
+        alignas(32) float dots[Queries * kMaxDim];
+        alignas(32) int8_t w8[Queries * kMaxPlaces];
+        float scale[Queries], lost[Queries];
+        for (int i = 0; i < Queries; ++i) {
+            std::fill_n(dots + i * kMaxDim, std::min(kMaxDim, dim + kChunk), 0.0f);
+            const Rounded r = round_to_int8(weights + i * kMaxPlaces, block.n_places, w8 + i * kMaxPlaces);
+            scale[i] = r.scale;
+            lost[i] = r.lost * levels(bits) / 2;
+        }
+        with_bits(bits, [&](auto b) {
+            value_dots<Ops, Queries, b.value>(block.v, block.n_places, dim, 0, dim, w8, scale, dots);
+        });
+        for (int i = 0; i < Queries; ++i) {
+            Avx2 total = Avx2::zero();
+            for (int p = 0; p < block.n_places; p += 8) {
+                total = Avx2::add(total, Avx2::load(weights + i * kMaxPlaces + p));
+            }
+            const Avx2 all = Avx2::set(total.sum()), back = Avx2::set(lost[i]);
+            for (int c = 0; c < dim; c += 8) {
+                const Values8 value = load_values(block.v_params, c);
+                float * to = out + i * kMaxDim + c;
+                const Avx2 dot = Avx2::add(Avx2::load(dots + i * kMaxDim + c), back);
+                Avx2::fma(dot, value.scale, Avx2::fma(all, value.min, Avx2::load(to))).store(to);
+            }
+        }
+    }
+
+    // Places that hold no token, or one that is not seen, get -inf.
+    void hide(const ggml_zipcache_segment & segment, const Block & block, float * logits) const {
+        for (int i = 0; i < Queries; ++i) {
+            std::fill(logits + i * kMaxPlaces + block.n, logits + i * kMaxPlaces + block.n_places, -INFINITY);
+        }
+        if (segment.position) {
+            const uint16_t * position = segment.position + task.head * segment.n_places + block.place;
+            for (int p = 0; p < block.n; ++p) {
+                for (int i = 0; (position[p] < segment.first_seen || position[p] >= segment.last_seen) && i < Queries;
+                     ++i) {
+                    logits[i * kMaxPlaces + p] = -INFINITY;
+                }
+            }
+        }
+    }
+
+    void add(const ggml_zipcache_segment & segment, const Block & block) {
+        alignas(32) float weights[Queries * kMaxPlaces];
+        const int k_bits = f.k.bits[block.tier], v_bits = f.v.bits[block.tier];
+        if (f.k.scope == GGML_ZIPCACHE_SCOPE_TOKEN) {
+            by_token(block, k_bits, weights);
+        } else {
+            by_channel(block, k_bits, weights);
+        }
+        hide(segment, block, weights);
+        for (int i = 0; i < Queries; ++i) {
+            softmax(i, weights + i * kMaxPlaces, block.n_places);
+        }
+        if (v_bits == 0) {
+            return;
+        }
+        if (f.v.scope == GGML_ZIPCACHE_SCOPE_TOKEN) {
+            add_by_token(block, v_bits, weights);
+        } else {
+            add_by_channel(block, v_bits, weights);
+        }
+    }
+
+    void run() {
+        for (int64_t j = 0; j < task.n_segments; ++j) {
+            const ggml_zipcache_segment & segment = task.segments[j];
+            const HeadView view(f, segment.data, task.head);
+            for_blocks(view, (task.phase + j) % task.stride, task.stride,
+                       [&](const Block & block) { add(segment, block); });
+        }
+        for (int i = 0; i < Queries; ++i) {
+            for (int c = 0; c < dim; ++c) {
+                task.out[i * dim + c] = out[i * kMaxDim + c] + bias[i];
+            }
+            task.maximum[i] = maximum[i];
+            task.sum[i] = sum[i];
+        }
+    }
+};
+
+template <class Ops>
+void packed_simd(const PackedTask & task) {
+    switch (task.n_queries) {
+        case 4: Head<Ops, 4>(task).run(); break;
+        case 3: Head<Ops, 3>(task).run(); break;
+        case 2: Head<Ops, 2>(task).run(); break;
+        default: Head<Ops, 1>(task).run();
+    }
+}
