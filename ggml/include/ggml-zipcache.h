@@ -99,6 +99,9 @@ void ggml_zipcache_dequantize_kv(const struct ggml_zipcache_format * format, con
                                  int64_t first, int64_t n, const float * k_divisor, const float * v_divisor,
                                  uint16_t * k, uint16_t * v, uint8_t * kept);
 
+// x [n] <- x H, the matrix that `rotate` means. Its own inverse.
+void ggml_zipcache_walsh_hadamard(float * x, int n);
+
 // position [n_kv_heads, n_places]: the token, counted in the segment, at each place; UINT16_MAX at padding.
 int64_t ggml_zipcache_segment_places(const struct ggml_zipcache_format * format, const uint8_t * segment);
 void ggml_zipcache_segment_positions(const struct ggml_zipcache_format * format, const uint8_t * segment,

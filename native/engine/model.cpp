@@ -6,7 +6,7 @@
 #include "common/error.h"
 #include "engine/session.h"
 #include "ggml-cpu.h"
-#include "kv/f16_cache.h"
+#include "kv/kv_cache.h"
 #include "model/vocab.h"
 
 namespace zipcache {
@@ -49,6 +49,7 @@ std::shared_ptr<Model> Model::open(const std::string & path, const ModelOptions 
     std::shared_ptr<Model> model(new Model());
     model->file_ = GgufFile::open(path);
     model->network_ = load_network(model->file_, options.repack, options.progress);
+    model->output_norms_ = std::make_unique<OutputNorms>(model->file_, model->network_->h.n_layers);
     model->tokenizer_ = make_tokenizer(*model->file_, model->network_->h);
     model->executor_ = std::make_unique<Executor>(threads);
     return model;

@@ -4,6 +4,7 @@
 
 #include "graph/executor.h"
 #include "graph/network.h"
+#include "kv/output_norms.h"
 #include "text/tokenizer.h"
 
 namespace zipcache {
@@ -24,6 +25,7 @@ class Model {
     const Network & network() const { return *network_; }
     const HParams & hparams() const { return network_->h; }
     Executor & executor() const { return *executor_; }
+    OutputNorms & output_norms() const { return *output_norms_; }
     bool has_tokenizer() const { return tokenizer_ != nullptr; }
     const Tokenizer & tokenizer() const;  // throws ModelError when the file has none
     // Throws ArgumentError naming the first id outside [0, n_vocab).
@@ -33,6 +35,7 @@ class Model {
     Model() = default;
     std::shared_ptr<const GgufFile> file_;
     std::unique_ptr<Network> network_;
+    std::unique_ptr<OutputNorms> output_norms_;
     std::unique_ptr<Tokenizer> tokenizer_;
     std::unique_ptr<Executor> executor_;
 };

@@ -38,38 +38,54 @@ class Session::Turn {
     explicit Turn(Session & session) : session_(session), lock_(session.turn_), n_past_(session.cache_.size()) {}
     ~Turn() {
         if (!done_) {
-            session_.cache_.resize(n_past_);
+            session_.cache_.abandon();
+            if (kept_cache_) {
+                session_.cache_ = std::move(*kept_cache_);
+            } else if (session_.cache_.size() > n_past_) {
+                session_.cache_.truncate(n_past_);
+            }
             session_.tokens_.resize(n_past_);
             session_.cancel_ = false;
             if (kept_logits_) {
                 session_.logits_ = std::move(*kept_logits_);
             }
         }
+        session_.cache_.release_scratch();
         session_.prefill_graphs_.release();
     }
     Turn(const Turn &) = delete;
     Turn & operator=(const Turn &) = delete;
     void done() { done_ = true; }
-    void keep_logits() { kept_logits_ = session_.logits_; }  // for calls that change them more than once
+    // For calls that change them more than once. What was compressed on the way cannot be taken back otherwise; an
+    // uncompressed cache just forgets its newest rows.
+    void keep_all() {
+        kept_logits_ = session_.logits_;
+        if (session_.cache_.policy().compresses) {
+            kept_cache_ = session_.cache_.clone();
+        }
+    }
 
   private:
     Session & session_;
     std::lock_guard<std::mutex> lock_;
     int64_t n_past_;
     std::optional<std::vector<float>> kept_logits_;
+    std::optional<KvCache> kept_cache_;
     bool done_ = false;
 };
 
 Session::Session(std::shared_ptr<Model> model, int64_t n_ctx, const KvOptions & kv)
+    : Session(model, n_ctx, make_policy(kv, model->hparams())) {}
+
+Session::Session(std::shared_ptr<Model> model, int64_t n_ctx, std::shared_ptr<const Policy> policy)
     : model_(std::move(model)),
       n_ctx_(checked_n_ctx(*model_, n_ctx)),
-      kv_(kv),
-      cache_(model_->hparams(), n_ctx_),
+      cache_(std::move(policy), model_->hparams(), model_->output_norms(), n_ctx_),
       decode_graph_(model_->network(), model_->executor(), static_cast<int>(n_ctx_)),
-      prefill_graphs_(model_->network(), model_->executor(), static_cast<int>(n_ctx_)) {
-    if (kv.policy != "f16") {
-        throw ArgumentError("the KV policy is '" + kv.policy + "'; accepted: f16");
-    }
+      prefill_graphs_(model_->network(), model_->executor(), static_cast<int>(n_ctx_)) {}
+
+Parallel Session::parallel() const {
+    return [this](int n, const std::function<void(int)> & task) { model_->executor().parallel(n, task); };
 }
 
 void Session::check_room(size_t n_tokens) const {
@@ -94,7 +110,9 @@ void Session::prefill(const int32_t * tokens, size_t n_tokens, const Progress & 
     const Stopwatch watch(stats_.prefill_seconds);
     const double total = double(n_tokens) * model_->hparams().n_layers;
     double passed = 0;
-    cache_.reserve(cache_.size() + static_cast<int64_t>(n_tokens));
+    if (n_tokens > size_t(kStretch)) {
+        turn.keep_all();
+    }
     for (size_t first = 0; first < n_tokens; first += kStretch) {
         const int64_t n = std::min<int64_t>(kStretch, n_tokens - first);
         prefill_stretch(tokens + first, n, [&](int64_t token_layers) {
@@ -109,27 +127,33 @@ void Session::prefill(const int32_t * tokens, size_t n_tokens, const Progress & 
     turn.done();
 }
 
-// All tokens of the stretch pass one layer before the next begins, so that a policy that compresses keeps never more
-// than one layer of uncompressed keys and values.
+// All tokens of the stretch pass one layer before the next begins. A layer's keys and values are compressed when it is
+// done, so never more than one layer of them lies uncompressed.
 void Session::prefill_stretch(const int32_t * tokens, int64_t n_tokens, const std::function<void(int64_t)> & advanced) {
-    const int64_t n_past = cache_.size();
+    const int64_t position = cache_.size();
+    const Policy & policy = cache_.policy();
     prefill_graphs_.embed(tokens, n_tokens, cancel_);
+    if (policy.compresses && policy.wants_probes()) {
+        prefill_graphs_.watch(choose_probes(policy.options, n_tokens, uint64_t(position)));
+    }
     for (int layer = 0; layer < model_->hparams().n_layers; ++layer) {
+        const PrefillRows rows = cache_.begin_prefill(layer, n_tokens);
         for (int64_t first = 0; first < n_tokens; first += PrefillGraphs::kChunk) {
             const int64_t n = std::min<int64_t>(PrefillGraphs::kChunk, n_tokens - first);
-            prefill_graphs_.layer(cache_, layer, n_past, first, n, cancel_);
+            prefill_graphs_.layer(rows, layer, position, first, n, cancel_);
             advanced(n);
         }
+        cache_.end_prefill(layer, n_tokens, prefill_graphs_.probes(), prefill_graphs_.probe_q(), parallel());
     }
-    cache_.resize(n_past + n_tokens);
+    cache_.commit(n_tokens);
     tokens_.insert(tokens_.end(), tokens, tokens + n_tokens);
 }
 
 void Session::decode_one(int32_t token) {
     check_room(1);
-    cache_.reserve(cache_.size() + 1);
+    cache_.make_room(parallel());
     keep_logits(decode_graph_.run(cache_, token, cancel_));
-    cache_.resize(cache_.size() + 1);
+    cache_.advance();
     tokens_.push_back(token);
     ++stats_.decode_tokens;
 }
@@ -146,7 +170,7 @@ void Session::score(const int32_t * tokens, size_t n_tokens, float * logits) {
     model_->check_tokens(tokens, n_tokens);
     Turn turn(*this);
     check_room(n_tokens);
-    turn.keep_logits();
+    turn.keep_all();
     const Stopwatch watch(stats_.decode_seconds);
     for (size_t i = 0; i < n_tokens; ++i) {
         decode_one(tokens[i]);
@@ -165,7 +189,7 @@ std::vector<float> Session::logits() const {
 
 std::unique_ptr<Session> Session::fork() const {
     const std::lock_guard<std::mutex> lock(turn_);
-    auto copy = std::make_unique<Session>(model_, n_ctx_, kv_);
+    auto copy = std::make_unique<Session>(model_, n_ctx_, cache_.shared_policy());
     copy->cache_ = cache_.clone();
     copy->tokens_ = tokens_;
     copy->logits_ = logits_;
@@ -179,10 +203,15 @@ void Session::truncate(int64_t n_tokens) {
                             std::to_string(cache_.size()) + " that the context holds");
     }
     if (n_tokens < cache_.size()) {
-        cache_.resize(n_tokens);
+        cache_.truncate(n_tokens);
         tokens_.resize(n_tokens);
         logits_.clear();
     }
+}
+
+int64_t Session::least_kept() const {
+    const std::lock_guard<std::mutex> lock(turn_);
+    return cache_.least_kept();
 }
 
 void Session::reset() {

@@ -7,8 +7,7 @@
 
 #include "engine/model.h"
 #include "graph/forward.h"
-#include "kv/f16_cache.h"
-#include "kv/options.h"
+#include "kv/kv_cache.h"
 
 namespace zipcache {
 
@@ -23,10 +22,11 @@ struct SessionStats {
 // thread. A call that throws leaves the session as it was before, and usable.
 class Session {
   public:
-    static constexpr int64_t kStretch = 8192;  // tokens that pass the layers together; bounds the hidden states
+    static constexpr int64_t kStretch = 32768;  // tokens that pass the layers together; bounds the hidden states
 
     // n_ctx 0: what the model was trained for. Throws ArgumentError for more than that, or for an unknown policy.
     Session(std::shared_ptr<Model> model, int64_t n_ctx, const KvOptions & kv);
+    Session(std::shared_ptr<Model> model, int64_t n_ctx, std::shared_ptr<const Policy> policy);
 
     // Appends n_tokens >= 1 tokens to the cache; logits() are then those after the last one.
     // Throws ContextError when they do not fit (nothing is appended), ArgumentError for bad ids, Cancelled.
@@ -38,7 +38,8 @@ class Session {
     std::vector<float> logits() const;
 
     std::unique_ptr<Session> fork() const;
-    void truncate(int64_t n_tokens);  // keeps the oldest n_tokens
+    void truncate(int64_t n_tokens);  // keeps the oldest n_tokens; see KvCache::truncate
+    int64_t least_kept() const;       // what truncate() takes besides 0
     void reset();                     // forgets all and frees the cache's memory
     void cancel() { cancel_ = true; }
 
@@ -53,13 +54,13 @@ class Session {
     class Turn;
     void prefill_stretch(const int32_t * tokens, int64_t n_tokens, const std::function<void(int64_t)> & advanced);
     void decode_one(int32_t token);
+    Parallel parallel() const;
     void check_room(size_t n_tokens) const;
     void keep_logits(const float * logits);
 
     std::shared_ptr<Model> model_;
     int64_t n_ctx_;
-    KvOptions kv_;
-    F16Cache cache_;
+    KvCache cache_;
     DecodeGraph decode_graph_;
     PrefillGraphs prefill_graphs_;
     std::vector<int32_t> tokens_;

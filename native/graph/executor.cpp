@@ -28,6 +28,44 @@ void Executor::compute(ggml_cgraph * graph, const std::atomic<bool> & cancel) {
     }
 }
 
+namespace {
+
+struct Tasks {
+    int n;
+    const std::function<void(int)> & run;
+    std::atomic<int> next{0};
+    std::mutex mutex;
+    std::exception_ptr error;
+};
+
+void work(ggml_tensor *, int, int, void * userdata) {
+    auto & tasks = *static_cast<Tasks *>(userdata);
+    for (int i; (i = tasks.next++) < tasks.n;) {
+        try {
+            tasks.run(i);
+        } catch (...) {  // must not pass through ggml
+            const std::lock_guard<std::mutex> lock(tasks.mutex);
+            tasks.error = std::current_exception();
+        }
+    }
+}
+
+}  // namespace
+
+void Executor::parallel(int n, const std::function<void(int)> & run) {
+    Tasks tasks = {n, run, {}, {}, {}};
+    const std::unique_ptr<ggml_context, void (*)(ggml_context *)> context(
+        ggml_init({2 * ggml_tensor_overhead() + ggml_graph_overhead_custom(4, false) + 256, nullptr, false}), ggml_free);
+    ggml_tensor * node = ggml_custom_4d(context.get(), GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, work, GGML_N_TASKS_MAX,
+                                        &tasks);
+    ggml_cgraph * graph = ggml_new_graph_custom(context.get(), 4, false);
+    ggml_build_forward_expand(graph, node);
+    compute(graph, std::atomic<bool>{false});
+    if (tasks.error) {
+        std::rethrow_exception(tasks.error);
+    }
+}
+
 GraphMemory::GraphMemory(size_t max_nodes)
     : max_nodes_(max_nodes),
       context_(ggml_init({2 * max_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(max_nodes, false),

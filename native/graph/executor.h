@@ -1,5 +1,6 @@
 #pragma once
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <mutex>
 
@@ -16,6 +17,8 @@ class Executor {
     int n_threads() const { return n_threads_; }
     // Throws Cancelled when `cancel` becomes true on the way.
     void compute(ggml_cgraph * graph, const std::atomic<bool> & cancel);
+    // Runs task(i) for i in [0, n) on the threads. What a task throws is thrown again, once all have ended.
+    void parallel(int n, const std::function<void(int)> & task);
 
   private:
     struct BackendDeleter {

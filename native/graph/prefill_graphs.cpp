@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kMaxNodes = 256;  // one layer
 
-// What a stretch of queries at positions [first, first + n) sees of a layer.
+// What a stretch of queries at rows [first, first + n) sees of a layer.
 struct Visible {
     int64_t first_key;
     int64_t n_keys;
@@ -33,24 +33,34 @@ void fill_mask(ggml_fp16_t * mask, Visible keys, int64_t first, int64_t n, int w
     }
 }
 
-// Stores the chunk's rows behind those already cached, then ggml's flash attention over all of them.
+// Stores the chunk's rows behind those already there, then ggml's flash attention over all of them.
 class PrefillAttention : public Attention {
   public:
-    PrefillAttention(const F16Cache & cache, int64_t first, Visible keys, ggml_tensor * mask, float scale,
+    PrefillAttention(const PrefillRows & rows, int64_t first, Visible keys, ggml_tensor * mask, float scale,
                      bool last_only)
-        : cache_(cache), first_(first), keys_(keys), mask_(mask), scale_(scale), last_only_(last_only) {}
+        : rows_(rows), first_(first), keys_(keys), mask_(mask), scale_(scale), last_only_(last_only) {}
 
-    ggml_tensor * attend(ggml_context * ctx, ggml_cgraph * graph, int layer, ggml_tensor * q, ggml_tensor * k,
+    // The queries of some of the chunk's tokens are copied to `to` [n_heads * head_dim, n].
+    void watch(ggml_tensor * tokens, ggml_tensor * to) {
+        watched_ = tokens;
+        watched_q_ = to;
+    }
+
+    ggml_tensor * attend(ggml_context * ctx, ggml_cgraph * graph, int, ggml_tensor * q, ggml_tensor * k,
                          ggml_tensor * v) override {
         // expanded here, so that they run before the attention, which depends on the memory and not on the nodes
-        ggml_build_forward_expand(graph, store(ctx, cache_.k(layer), k));
-        ggml_build_forward_expand(graph, store(ctx, cache_.v(layer), v));
+        ggml_build_forward_expand(graph, store(ctx, rows_.k, k));
+        ggml_build_forward_expand(graph, store(ctx, rows_.v, v));
+        if (watched_) {
+            ggml_tensor * flat = ggml_reshape_2d(ctx, q, q->ne[0] * q->ne[1], q->ne[2]);
+            ggml_build_forward_expand(graph, ggml_cpy(ctx, ggml_get_rows(ctx, flat, watched_), watched_q_));
+        }
         q = ggml_permute(ctx, q, 0, 2, 1, 3);
         if (last_only_) {
             q = ggml_view_3d(ctx, q, q->ne[0], 1, q->ne[2], q->nb[1], q->nb[2], (q->ne[1] - 1) * q->nb[1]);
         }
-        ggml_tensor * out = ggml_flash_attn_ext(ctx, q, cached(ctx, cache_.k(layer)), cached(ctx, cache_.v(layer)),
-                                                mask_, scale_, 0.0f, 0.0f);
+        ggml_tensor * out = ggml_flash_attn_ext(ctx, q, cached(ctx, rows_.k), cached(ctx, rows_.v), mask_,
+                                                scale_, 0.0f, 0.0f);
         return ggml_reshape_2d(ctx, out, out->ne[0] * out->ne[1], out->ne[2]);
     }
 
@@ -66,12 +76,14 @@ class PrefillAttention : public Attention {
                             keys_.first_key * rows->nb[1]);
     }
 
-    const F16Cache & cache_;
+    const PrefillRows & rows_;
     int64_t first_;
     Visible keys_;
     ggml_tensor * mask_;
     float scale_;
     bool last_only_;
+    ggml_tensor * watched_ = nullptr;
+    ggml_tensor * watched_q_ = nullptr;
 };
 
 ggml_tensor * first_columns(ggml_context * ctx, const HostTensor & host, int64_t n) {
@@ -86,7 +98,21 @@ PrefillGraphs::PrefillGraphs(const Network & network, Executor & executor, int n
       n_ctx_(n_ctx),
       memory_(kMaxNodes),
       tokens_(GGML_TYPE_I32, kChunk),
-      positions_(GGML_TYPE_I32, kChunk) {}
+      positions_(GGML_TYPE_I32, kChunk),
+      probe_rows_(GGML_TYPE_I32, kChunk) {}
+
+void PrefillGraphs::watch(std::vector<int64_t> probes) {
+    probes_ = std::move(probes);
+    probe_q_ = HostTensor();
+    if (!probes_.empty()) {
+        probe_q_ = HostTensor(GGML_TYPE_F32, int64_t(network_.h.n_heads) * network_.h.head_dim,
+                              static_cast<int64_t>(probes_.size()));
+    }
+}
+
+const float * PrefillGraphs::probe_q() const {
+    return probe_q_.tensor ? static_cast<const float *>(probe_q_.tensor->data) : nullptr;
+}
 
 ggml_tensor * PrefillGraphs::hidden(ggml_context * ctx, int64_t first, int64_t n) const {
     ggml_tensor * all = hidden_.tensor;
@@ -111,18 +137,18 @@ void PrefillGraphs::embed(const int32_t * tokens, int64_t n_tokens, const std::a
     }
 }
 
-void PrefillGraphs::layer(const F16Cache & cache, int layer, int64_t n_past, int64_t first, int64_t n,
+void PrefillGraphs::layer(const PrefillRows & rows, int layer, int64_t position, int64_t first, int64_t n,
                           const std::atomic<bool> & cancel) {
     const HParams & h = network_.h;
-    const int64_t position = n_past + first;
+    const int64_t row = rows.n_past + first;
     const bool last_layer = layer == h.n_layers - 1;
     const bool last_chunk = first + n == hidden_.tensor->ne[1];
-    std::iota(positions_.i32(), positions_.i32() + n, static_cast<int32_t>(position));
+    std::iota(positions_.i32(), positions_.i32() + n, static_cast<int32_t>(position + first));
 
     ggml_context * ctx = memory_.begin();
     const int window = h.window_of(layer);
     // one query at the end needs no mask: it sees all keys of its own range
-    const Visible keys = last_layer ? visible_keys(position + n - 1, 1, window) : visible_keys(position, n, window);
+    const Visible keys = last_layer ? visible_keys(row + n - 1, 1, window) : visible_keys(row, n, window);
     ggml_tensor * mask = nullptr;
     if (!last_layer) {
         if (!mask_.tensor || mask_.tensor->ne[0] < keys.n_keys * n) {
@@ -130,9 +156,18 @@ void PrefillGraphs::layer(const F16Cache & cache, int layer, int64_t n_past, int
             mask_ = HostTensor(GGML_TYPE_F16, keys.n_keys * n);
         }
         mask = ggml_view_2d(ctx, mask_.tensor, keys.n_keys, n, keys.n_keys * sizeof(ggml_fp16_t), 0);
-        fill_mask(static_cast<ggml_fp16_t *>(mask_.tensor->data), keys, position, n, window);
+        fill_mask(static_cast<ggml_fp16_t *>(mask_.tensor->data), keys, row, n, window);
     }
-    PrefillAttention attention(cache, position, keys, mask, h.attention_scale, last_layer);
+    PrefillAttention attention(rows, row, keys, mask, h.attention_scale, last_layer);
+    const auto probe = std::lower_bound(probes_.begin(), probes_.end(), first);
+    const auto end = std::lower_bound(probe, probes_.end(), first + n);
+    if (probe != end) {
+        std::transform(probe, end, probe_rows_.i32(), [&](int64_t t) { return static_cast<int32_t>(t - first); });
+        ggml_tensor * all = probe_q_.tensor;
+        attention.watch(first_columns(ctx, probe_rows_, end - probe),
+                        ggml_view_2d(ctx, all, all->ne[0], end - probe, all->nb[1],
+                                     (probe - probes_.begin()) * all->nb[1]));
+    }
     ggml_tensor * x = hidden(ctx, first, n);
     ggml_tensor * y = network_.architecture->layer(
         {ctx, memory_.graph(), h, network_.layers[layer], layer, first_columns(ctx, positions_, n),
@@ -162,6 +197,7 @@ const float * PrefillGraphs::logits(const std::atomic<bool> & cancel) {
 void PrefillGraphs::release() {
     hidden_ = HostTensor();
     mask_ = HostTensor();
+    watch({});
 }
 
 }  // namespace zipcache

@@ -337,6 +337,10 @@ void write_shared_params(const ggml_zipcache_format & f, const ggml_zipcache_row
 
 }  // namespace
 
+void ggml_zipcache_walsh_hadamard(float * x, int n) {
+    zipcache::walsh_hadamard(x, n);
+}
+
 size_t ggml_zipcache_segment_bytes(const ggml_zipcache_format * format, int64_t n_tokens, const uint8_t * tier) {
     return Plan(*format, n_tokens, tier).n_bytes;
 }

@@ -1,0 +1,46 @@
+#pragma once
+#include <memory>
+#include <optional>
+
+#include "kv/balance.h"
+#include "kv/output_norms.h"
+
+namespace zipcache {
+
+// Compressed tokens of one layer. Immutable; shared by all sessions that came from the one that made it.
+struct Segment {
+    std::shared_ptr<const Policy> policy;
+    const ggml_zipcache_format * format = nullptr;  // one of the policy's
+    int64_t n_tokens = 0;
+    std::vector<uint8_t> data;
+    std::shared_ptr<const Balance> balance;  // shared with the layer's other segments, or null
+    std::vector<float> k_divisor;            // [n_kv_heads, head_dim] of this segment alone, or empty
+    std::vector<float> v_divisor;
+
+    const float * keys_divisor() const;
+    const float * values_divisor() const;
+    size_t bytes() const;  // without the balance
+};
+
+// Compresses rows of one layer.
+class Compressor {
+  public:
+    Compressor(std::shared_ptr<const Policy> policy, const HParams & h, OutputNorms & norms)
+        : policy_(std::move(policy)), h_(h), norms_(norms) {}
+
+    // Rows [first, first + n). balance: the layer's, or null at its first compression, which then makes one.
+    std::shared_ptr<const Segment> compress(int layer, const Rows & rows, int64_t first, int64_t n,
+                                            const Probes & probes, std::shared_ptr<const Balance> balance,
+                                            const Parallel & parallel) const;
+
+  private:
+    std::vector<uint8_t> choose_tiers(const ggml_zipcache_format & format, const Rows & rows, int64_t first, int64_t n,
+                                      const Scores & scores, const Balance * balance, uint64_t seed,
+                                      const Parallel & parallel) const;
+
+    std::shared_ptr<const Policy> policy_;
+    const HParams & h_;
+    OutputNorms & norms_;
+};
+
+}  // namespace zipcache

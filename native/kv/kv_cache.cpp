@@ -1,0 +1,459 @@
+#include "kv/kv_cache.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "common/error.h"
+
+namespace zipcache {
+namespace {
+
+constexpr int64_t kStep = 64;  // tokens; capacities of growing windows are multiples of it
+
+uint16_t * data_of(ggml_tensor * rows) {
+    return static_cast<uint16_t *>(rows->data);
+}
+
+// n rows of every KV head.
+void copy_rows(const uint16_t * from, int64_t from_stride, uint16_t * to, int64_t to_stride, int64_t n,
+               const HParams & h) {
+    for (int64_t head = 0; head < h.n_kv_heads; ++head) {
+        std::memcpy(to + head * to_stride * h.head_dim, from + head * from_stride * h.head_dim,
+                    n * h.head_dim * sizeof(uint16_t));
+    }
+}
+
+// Never the same for two caches, so that a graph built for one is not taken for the other's.
+uint64_t next_version() {
+    static std::atomic<uint64_t> version{0};
+    return ++version;
+}
+
+}  // namespace
+
+size_t f16_cache_bytes(const HParams & h, int64_t n_tokens) {
+    return size_t(n_tokens) * h.n_layers * 2 * h.n_kv_heads * h.head_dim * sizeof(uint16_t);
+}
+
+KvCache::KvCache(std::shared_ptr<const Policy> policy, const HParams & h, OutputNorms & norms, int64_t n_ctx)
+    : policy_(std::move(policy)), h_(&h), norms_(&norms), n_ctx_(n_ctx), layers_(h.n_layers) {
+    for (int i = 0; i < h.n_layers; ++i) {
+        layers_[i].view = {h.n_heads, h.n_kv_heads, h.head_dim, h.attention_scale, h.window_of(i), 0,
+                           nullptr,   nullptr,      0,          nullptr,           nullptr,        nullptr};
+    }
+}
+
+KvCache::Window KvCache::allocate(int64_t capacity) const {
+    Window window;
+    window.context.reset(ggml_init({2 * ggml_tensor_overhead(), nullptr, true}));
+    window.k = ggml_new_tensor_3d(window.context.get(), GGML_TYPE_F16, h_->head_dim, capacity, h_->n_kv_heads);
+    window.v = ggml_new_tensor_3d(window.context.get(), GGML_TYPE_F16, h_->head_dim, capacity, h_->n_kv_heads);
+    window.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(window.context.get(), ggml_backend_cpu_buffer_type()));
+    if (!window.buffer) {
+        throw ContextError("not enough memory for the keys and values of " + std::to_string(capacity) +
+                           " uncompressed tokens (" + std::to_string(f16_cache_bytes(*h_, capacity) >> 20) + " MiB)");
+    }
+    return window;
+}
+
+void KvCache::set_window(Layer & layer, Window window) const {
+    layer.window = std::move(window);
+    layer.view.capacity = layer.window.capacity();
+    layer.view.k = layer.window.k ? data_of(layer.window.k) : nullptr;
+    layer.view.v = layer.window.v ? data_of(layer.window.v) : nullptr;
+}
+
+// Room for n_tokens uncompressed ones. Memory grows one layer at a time, so the peak is one layer's copy above it.
+void KvCache::grow_windows(int64_t n_tokens) {
+    int64_t capacity = policy_->window_capacity();
+    const int64_t now = layers_.back().window.capacity();  // the last to grow
+    if (!policy_->compresses) {
+        // a quarter more than asked while decoding keeps the copies cheap, and the slack small
+        const int64_t wanted = n_window_ > 0 ? std::max(n_tokens, now + now / 4) : n_tokens;
+        capacity = std::max(n_tokens, std::min((wanted + kStep - 1) / kStep * kStep, n_ctx_));
+    }
+    if (n_tokens <= now) {
+        return;
+    }
+    version_ = next_version();  // even if memory runs out half-way, some layers have moved
+    for (Layer & layer : layers_) {
+        if (layer.window.capacity() == capacity) {
+            continue;
+        }
+        Window grown = allocate(capacity);
+        if (layer.window.k) {
+            copy_rows(layer.view.k, layer.view.capacity, data_of(grown.k), capacity, n_window_, *h_);
+            copy_rows(layer.view.v, layer.view.capacity, data_of(grown.v), capacity, n_window_, *h_);
+        }
+        set_window(layer, std::move(grown));
+    }
+}
+
+// Marks what is seen of a segment; a partly seen one learns where its tokens are.
+void KvCache::hide(SegmentUse & use, int64_t first_seen, int64_t last_seen) const {
+    use.first_seen = std::max(use.first_seen, first_seen);
+    use.last_seen = std::min(use.last_seen, last_seen);
+    if (!use.whole() && !use.places) {
+        const Segment & segment = *use.segment;
+        auto places = std::make_shared<std::vector<uint16_t>>(
+            h_->n_kv_heads * ggml_zipcache_segment_places(segment.format, segment.data.data()));
+        ggml_zipcache_segment_positions(segment.format, segment.data.data(), places->data());
+        use.places = std::move(places);
+    }
+}
+
+// Brings a layer's view up to its segments, as the token at position n_tokens_ sees them.
+void KvCache::refresh(int index) {
+    Layer & layer = layers_[index];
+    const int64_t sliding = h_->window_of(index);
+    if (policy_->compresses && sliding > 0) {
+        for (SegmentUse & use : layer.segments) {
+            hide(use, n_tokens_ + 1 - sliding - use.position, use.last_seen);
+        }
+    }
+    auto & segments = layer.segments;
+    segments.erase(std::remove_if(segments.begin(), segments.end(),
+                                  [](const SegmentUse & use) { return use.first_seen >= use.last_seen; }),
+                   segments.end());
+    layer.segment_views.clear();
+    for (const SegmentUse & use : segments) {
+        const Segment & s = *use.segment;
+        const bool whole = use.whole();
+        layer.segment_views.push_back({s.format, s.data.data(), s.keys_divisor(), s.values_divisor(),
+                                       whole ? nullptr : use.places->data(),
+                                       ggml_zipcache_segment_places(s.format, s.data.data()), use.first_seen,
+                                       use.last_seen});
+    }
+    layer.view.n_segments = static_cast<int64_t>(layer.segment_views.size());
+    layer.view.segments = layer.segment_views.data();
+}
+
+// Rows of a layer's past, dequantized where compressed: those that any new token can see. Returns their number.
+int64_t KvCache::copy_past(int index, Window & to) const {
+    const Layer & layer = layers_[index];
+    const int64_t capacity = to.capacity(), dim = h_->head_dim;
+    int64_t at = 0;
+    for (const SegmentUse & use : layer.segments) {
+        const Segment & s = *use.segment;
+        const int64_t n = use.last_seen - use.first_seen;
+        std::vector<uint8_t> kept(n);
+        for (int head = 0; head < h_->n_kv_heads; ++head) {
+            const int64_t row = (head * capacity + at) * dim;
+            ggml_zipcache_dequantize_kv(s.format, s.data.data(), head, use.first_seen, n, s.keys_divisor(),
+                                        s.values_divisor(), data_of(to.k) + row, data_of(to.v) + row, kept.data());
+        }
+        // evicted tokens, the same in every head, leave no rows
+        int64_t n_kept = 0;
+        for (int64_t t = 0; t < n; ++t) {
+            for (int head = 0; kept[t] && n_kept < t && head < h_->n_kv_heads; ++head) {
+                const int64_t base = head * capacity + at;
+                std::memcpy(data_of(to.k) + (base + n_kept) * dim, data_of(to.k) + (base + t) * dim, dim * 2);
+                std::memcpy(data_of(to.v) + (base + n_kept) * dim, data_of(to.v) + (base + t) * dim, dim * 2);
+            }
+            n_kept += kept[t];
+        }
+        at += n_kept;
+    }
+    if (n_window_ > 0) {
+        copy_rows(layer.view.k, layer.view.capacity, data_of(to.k) + at * dim, capacity, n_window_, *h_);
+        copy_rows(layer.view.v, layer.view.capacity, data_of(to.v) + at * dim, capacity, n_window_, *h_);
+    }
+    return at + n_window_;
+}
+
+PrefillRows KvCache::begin_prefill(int layer, int64_t n_new) {
+    if (!policy_->compresses) {
+        grow_windows(n_window_ + n_new);
+        return {layers_[layer].window.k, layers_[layer].window.v, n_window_};
+    }
+    int64_t n_past = n_window_;
+    for (const SegmentUse & use : layers_[layer].segments) {
+        n_past += use.last_seen - use.first_seen;
+    }
+    if (scratch_.capacity() < n_past + n_new) {
+        scratch_ = Window();
+        scratch_ = allocate(n_past + n_new);
+    }
+    past_rows_ = copy_past(layer, scratch_);
+    return {scratch_.k, scratch_.v, past_rows_};
+}
+
+void KvCache::end_prefill(int index, int64_t n_new, const std::vector<int64_t> & probes, const float * probe_q,
+                          const Parallel & parallel) {
+    if (!policy_->compresses) {
+        return;
+    }
+    Layer & layer = layers_[index];
+    const int64_t n_rows = past_rows_ + n_new, n_open = n_window_ + n_new;
+    const int64_t sliding = h_->window_of(index);
+    Made made;
+    made.balance = layer.balance;
+    made.n_window = n_open;
+    if (n_open >= policy_->window_capacity()) {
+        made.n_window = policy_->n_recent;
+        int64_t n = n_open - made.n_window;
+        if (sliding > 0) {  // what the next token cannot see any more
+            n = std::min(n, std::max<int64_t>(0, sliding - 1 - made.n_window));
+        }
+        const Rows rows = {n_rows, scratch_.capacity(), data_of(scratch_.k), data_of(scratch_.v),
+                           static_cast<int>(sliding)};
+        const int64_t first = n_rows - made.n_window - n;
+        Probes p;
+        for (int64_t probe : probes) {
+            p.row.push_back(past_rows_ + probe);
+        }
+        if (p.size() > 0) {
+            p.q.assign(probe_q, probe_q + p.size() * h_->n_heads * h_->head_dim);
+        }
+        if (n > 0) {
+            const Compressor compressor(policy_, *h_, *norms_);
+            auto segment = compressor.compress(index, rows, first, n, p, layer.balance, parallel);
+            made.balance = segment->balance;
+            made.segment = SegmentUse{std::move(segment), n_tokens_ + n_new - made.n_window - n, 0, n, nullptr};
+        }
+    }
+    const int64_t at = (n_rows - made.n_window) * h_->head_dim;
+    made.k.resize(made.n_window * h_->n_kv_heads * h_->head_dim);
+    made.v.resize(made.k.size());
+    copy_rows(data_of(scratch_.k) + at, scratch_.capacity(), made.k.data(), made.n_window, made.n_window, *h_);
+    copy_rows(data_of(scratch_.v) + at, scratch_.capacity(), made.v.data(), made.n_window, made.n_window, *h_);
+    layer.made = std::move(made);
+}
+
+void KvCache::commit(int64_t n_new) {
+    n_tokens_ += n_new;
+    if (!policy_->compresses) {
+        n_window_ += n_new;
+        return;
+    }
+    const int64_t n_window = layers_[0].made->n_window;
+    grow_windows(std::max<int64_t>(1, n_window));
+    for (int i = 0; i < h_->n_layers; ++i) {
+        Layer & layer = layers_[i];
+        Made & made = *layer.made;
+        copy_rows(made.k.data(), n_window, data_of(layer.window.k), layer.view.capacity, n_window, *h_);
+        copy_rows(made.v.data(), n_window, data_of(layer.window.v), layer.view.capacity, n_window, *h_);
+        if (made.segment) {
+            layer.segments.push_back(std::move(*made.segment));
+        }
+        layer.balance = std::move(made.balance);
+        layer.made.reset();
+        refresh(i);
+    }
+    n_window_ = n_window;
+    choose_slots();
+}
+
+void KvCache::abandon() {
+    for (Layer & layer : layers_) {
+        layer.made.reset();
+    }
+}
+
+// Which of the coming decode steps are probes: their queries are kept until the window they see is compressed.
+void KvCache::choose_slots() {
+    slot_positions_.clear();
+    if (!policy_->compresses || !policy_->wants_probes()) {
+        return;
+    }
+    const int64_t n = std::max<int64_t>(1, policy_->window_capacity() - n_window_);
+    for (int64_t step : choose_probes(policy_->options, n, uint64_t(n_tokens_) + 1)) {
+        slot_positions_.push_back(n_tokens_ + step);
+    }
+    for (Layer & layer : layers_) {
+        layer.slots.q.resize(slot_positions_.size() * h_->n_heads * h_->head_dim);
+        layer.slots.log_sum.resize(slot_positions_.size() * h_->n_heads);
+    }
+}
+
+// Tells the graph's nodes where to leave the query of the token that comes next, if it is a probe.
+void KvCache::aim_probes() {
+    const auto slot = std::lower_bound(slot_positions_.begin(), slot_positions_.end(), n_tokens_);
+    const bool is_probe = slot != slot_positions_.end() && *slot == n_tokens_;
+    const int64_t i = slot - slot_positions_.begin();
+    for (Layer & layer : layers_) {
+        layer.view.probe_q = is_probe ? &layer.slots.q[i * h_->n_heads * h_->head_dim] : nullptr;
+        layer.view.probe_log_sum = is_probe ? &layer.slots.log_sum[i * h_->n_heads] : nullptr;
+    }
+}
+
+Probes KvCache::recorded_probes(int index) const {
+    const ProbeSlots & slots = layers_[index].slots;
+    const int64_t width = int64_t(h_->n_heads) * h_->head_dim;
+    Probes probes;
+    for (size_t i = 0; i < slot_positions_.size(); ++i) {
+        const int64_t row = slot_positions_[i] - (n_tokens_ - n_window_);
+        if (row >= 0 && row < n_window_) {
+            probes.row.push_back(row);
+            probes.q.resize(probes.q.size() + width);
+            ggml_fp16_to_fp32_row(&slots.q[i * width], &probes.q[probes.q.size() - width], width);
+            probes.log_sum.insert(probes.log_sum.end(), &slots.log_sum[i * h_->n_heads],
+                                  &slots.log_sum[i * h_->n_heads] + h_->n_heads);
+        }
+    }
+    return probes;
+}
+
+void KvCache::compress_window(int index, const Parallel & parallel) {
+    Layer & layer = layers_[index];
+    const int64_t n = policy_->n_window, n_kept = n_window_ - n, capacity = layer.view.capacity, dim = h_->head_dim;
+    const Rows rows = {n_window_, capacity, layer.view.k, layer.view.v, h_->window_of(index)};
+    Made made;
+    auto segment = Compressor(policy_, *h_, *norms_)
+                       .compress(index, rows, 0, n, recorded_probes(index), layer.balance, parallel);
+    made.balance = segment->balance;
+    made.segment = SegmentUse{std::move(segment), n_tokens_ - n_window_, 0, n, nullptr};
+    made.n_window = n_kept;
+    made.k.resize(n_kept * h_->n_kv_heads * dim);
+    made.v.resize(made.k.size());
+    copy_rows(layer.view.k + n * dim, capacity, made.k.data(), n_kept, n_kept, *h_);
+    copy_rows(layer.view.v + n * dim, capacity, made.v.data(), n_kept, n_kept, *h_);
+    layer.made = std::move(made);
+}
+
+void KvCache::make_room(const Parallel & parallel) {
+    if (!policy_->compresses) {
+        grow_windows(n_window_ + 1);
+        return;
+    }
+    if (n_window_ >= policy_->window_capacity()) {
+        for (int i = 0; i < h_->n_layers; ++i) {
+            compress_window(i, parallel);
+        }
+        commit(0);
+    }
+    if (n_tokens_ == 0) {
+        choose_slots();
+    }
+    grow_windows(n_window_ + 1);
+    aim_probes();
+    if (h_->sliding_window > 0) {
+        for (int i = 0; i < h_->n_layers; ++i) {
+            refresh(i);
+        }
+    }
+}
+
+void KvCache::advance() {
+    ++n_tokens_;
+    ++n_window_;
+}
+
+int64_t KvCache::least_kept() const {
+    int64_t least = 0;
+    for (int i = 0; policy_->compresses && i < h_->n_layers; ++i) {
+        const int64_t sliding = h_->window_of(i);
+        if (sliding == 0) {
+            continue;
+        }
+        // the oldest token that this layer still holds, whole
+        const auto & segments = layers_[i].segments;
+        const int64_t oldest =
+            segments.empty() ? n_tokens_ - n_window_ : segments.front().position + segments.front().first_seen;
+        if (oldest > 0) {
+            least = std::max(least, std::min(n_tokens_, oldest + sliding - 1));
+        }
+    }
+    return least;
+}
+
+void KvCache::truncate(int64_t n_tokens) {
+    if (n_tokens == n_tokens_) {
+        return;
+    }
+    if (n_tokens == 0) {
+        clear();
+        return;
+    }
+    if (n_tokens < least_kept()) {
+        throw ContextError("truncate to " + std::to_string(n_tokens) + " tokens: the sliding windows have forgotten " +
+                           "what these would see; accepted: 0, or " + std::to_string(least_kept()) + " and more");
+    }
+    const int64_t window_start = n_tokens_ - n_window_;
+    n_tokens_ = n_tokens;
+    n_window_ = std::max<int64_t>(0, n_tokens - window_start);
+    for (int i = 0; i < h_->n_layers; ++i) {
+        for (SegmentUse & use : layers_[i].segments) {
+            hide(use, use.first_seen, n_tokens - use.position);
+        }
+        refresh(i);
+    }
+    choose_slots();
+}
+
+void KvCache::clear() {
+    version_ = next_version();
+    n_tokens_ = n_window_ = 0;
+    slot_positions_.clear();
+    scratch_ = Window();
+    for (int i = 0; i < h_->n_layers; ++i) {
+        Layer & layer = layers_[i];
+        const ggml_zipcache_layer view = layer.view;
+        layer = Layer();
+        layer.view = view;
+        layer.view.probe_q = nullptr;
+        layer.view.probe_log_sum = nullptr;
+        set_window(layer, Window());
+        refresh(i);
+    }
+}
+
+KvCache KvCache::clone() const {
+    KvCache copy(policy_, *h_, *norms_, n_ctx_);
+    if (n_tokens_ == 0) {
+        return copy;
+    }
+    copy.grow_windows(std::max<int64_t>(1, n_window_));
+    copy.n_tokens_ = n_tokens_;
+    copy.n_window_ = n_window_;
+    copy.slot_positions_ = slot_positions_;
+    for (int i = 0; i < h_->n_layers; ++i) {
+        const Layer & from = layers_[i];
+        Layer & to = copy.layers_[i];
+        to.segments = from.segments;
+        to.balance = from.balance;
+        to.slots = from.slots;
+        copy_rows(from.view.k, from.view.capacity, data_of(to.window.k), to.view.capacity, n_window_, *h_);
+        copy_rows(from.view.v, from.view.capacity, data_of(to.window.v), to.view.capacity, n_window_, *h_);
+        copy.refresh(i);
+    }
+    return copy;
+}
+
+size_t KvCache::compressed_bytes(const Layer & layer) const {
+    size_t bytes = layer.balance && !layer.segments.empty() ? layer.balance->bytes() : 0;
+    for (const SegmentUse & use : layer.segments) {
+        bytes += use.segment->bytes() + sizeof(SegmentUse) + sizeof(ggml_zipcache_segment);
+        bytes += use.places ? use.places->size() * sizeof(uint16_t) : 0;
+    }
+    return bytes;
+}
+
+KvStats KvCache::stats() const {
+    KvStats stats;
+    const size_t width = 2 * size_t(h_->n_kv_heads) * h_->head_dim;
+    for (const Layer & layer : layers_) {
+        const size_t compressed = compressed_bytes(layer);
+        stats.compressed_bytes += compressed;
+        stats.bytes += compressed + layer.window.bytes() + layer.slots.q.capacity() * sizeof(uint16_t) +
+                       layer.slots.log_sum.capacity() * sizeof(float);
+        for (const SegmentUse & use : layer.segments) {
+            stats.compressed_elements += width * (use.last_seen - use.first_seen);
+        }
+        stats.elements += width * n_window_;
+    }
+    stats.bytes += scratch_.bytes();
+    stats.elements += stats.compressed_elements;
+    stats.n_tokens = n_tokens_;
+    if (stats.elements > 0) {
+        stats.bits = 8.0 * double(stats.bytes) / double(stats.elements);
+        stats.ratio = 16.0 / stats.bits;
+    }
+    if (stats.compressed_elements > 0) {
+        stats.compressed_bits = 8.0 * double(stats.compressed_bytes) / double(stats.compressed_elements);
+    }
+    return stats;
+}
+
+}  // namespace zipcache

@@ -1,0 +1,142 @@
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "kv/compress.h"
+#include "model/weights.h"
+
+namespace zipcache {
+
+// What the cache costs, counted from what is allocated.
+struct KvStats {
+    size_t bytes = 0;     // everything allocated: compressed tokens, window, slack, probes
+    size_t elements = 0;  // tokens held, summed over layers, * 2 * n_kv_heads * head_dim
+    double bits = 0;      // bytes * 8 / elements
+    double ratio = 0;     // 16 / bits: how much smaller than exact f16
+    int64_t n_tokens = 0;
+    size_t compressed_bytes = 0;  // of compressed tokens: codes, parameters, order, transforms
+    size_t compressed_elements = 0;
+    double compressed_bits = 0;
+};
+
+// A run of tokens of one layer in a cache: a segment, and which of its tokens are still seen.
+struct SegmentUse {
+    std::shared_ptr<const Segment> segment;
+    int64_t position = 0;  // in the context, of its first token
+    int64_t first_seen = 0, last_seen = 0;
+    std::shared_ptr<const std::vector<uint16_t>> places;  // the token of each place, once some are not seen
+
+    bool whole() const { return first_seen == 0 && last_seen == segment->n_tokens; }
+};
+
+// Where the rows of a layer's prefill stand: those of the past, then room for the new ones.
+struct PrefillRows {
+    ggml_tensor * k = nullptr;  // [head_dim, capacity, n_kv_heads] f16
+    ggml_tensor * v = nullptr;
+    int64_t n_past = 0;  // rows that are already there; all but the evicted, or the newest that a window sees
+};
+
+// Keys and values of all layers: immutable compressed segments, then a window of the newest tokens, uncompressed. The
+// policy f16 has the window alone, and it grows.
+//
+// What a prefill or a compression makes stands aside until commit(), so that a failed or cancelled one costs nothing.
+class KvCache {
+  public:
+    KvCache(std::shared_ptr<const Policy> policy, const HParams & h, OutputNorms & norms, int64_t n_ctx);
+    KvCache(KvCache &&) = default;
+    KvCache & operator=(KvCache &&) = default;
+
+    const Policy & policy() const { return *policy_; }
+    const std::shared_ptr<const Policy> & shared_policy() const { return policy_; }
+    int64_t size() const { return n_tokens_; }
+    int64_t window_size() const { return n_window_; }  // uncompressed tokens
+
+    // Prefill of n_new tokens, layer by layer: begin() gives the rows to compute with, end() takes what they hold.
+    // probes: indices of new tokens; probe_q [n_probes, n_heads, head_dim] f32.
+    PrefillRows begin_prefill(int layer, int64_t n_new);
+    void end_prefill(int layer, int64_t n_new, const std::vector<int64_t> & probes, const float * probe_q,
+                     const Parallel & parallel);
+    void commit(int64_t n_new);  // what every layer made takes its place
+    void abandon();              // or is dropped
+
+    // Decode: makes room for one token, compressing the window if it is full. Then the graph stores the token's row at
+    // window_size() of each layer, and advance() counts it.
+    void make_room(const Parallel & parallel);
+    void advance();
+
+    // Keeps the oldest n tokens. Tokens of a segment that is cut stay allocated, unseen. Throws ContextError below
+    // least_kept(), but for 0: sliding windows have forgotten what lies before.
+    void truncate(int64_t n_tokens);
+    int64_t least_kept() const;
+    KvCache clone() const;  // shares the segments
+    void clear();           // forgets all tokens and frees their memory
+    void release_scratch() { scratch_ = Window(); }
+
+    // Changes whenever memory of a window moved: graphs that hold the tensors below are then stale.
+    uint64_t version() const { return version_; }
+    ggml_tensor * k(int layer) const { return layers_[layer].window.k; }  // [head_dim, capacity, n_kv_heads] f16
+    ggml_tensor * v(int layer) const { return layers_[layer].window.v; }
+    const ggml_zipcache_layer * layer(int layer) const { return &layers_[layer].view; }
+
+    KvStats stats() const;
+
+  private:
+    friend class SessionFile;
+    struct Window {
+        GgmlContext context;
+        GgmlBuffer buffer;
+        ggml_tensor * k = nullptr;
+        ggml_tensor * v = nullptr;
+        int64_t capacity() const { return k ? k->ne[1] : 0; }
+        size_t bytes() const { return buffer ? ggml_backend_buffer_get_size(buffer.get()) : 0; }
+    };
+    // Queries of the decode steps that are probes of the next compression.
+    struct ProbeSlots {
+        std::vector<uint16_t> q;     // [n_slots, n_heads, head_dim] f16
+        std::vector<float> log_sum;  // [n_slots, n_heads]
+    };
+    struct Made {  // by a prefill, until commit()
+        std::optional<SegmentUse> segment;
+        std::shared_ptr<const Balance> balance;
+        std::vector<uint16_t> k, v;  // [n_kv_heads, n_window, head_dim]
+        int64_t n_window = 0;
+    };
+    struct Layer {
+        std::vector<SegmentUse> segments;
+        std::vector<ggml_zipcache_segment> segment_views;
+        Window window;
+        ProbeSlots slots;
+        std::shared_ptr<const Balance> balance;
+        ggml_zipcache_layer view;
+        std::optional<Made> made;
+    };
+
+    Window allocate(int64_t capacity) const;
+    void grow_windows(int64_t n_tokens);
+    void set_window(Layer & layer, Window window) const;
+    void refresh(int layer);
+    void hide(SegmentUse & use, int64_t first_seen, int64_t last_seen) const;
+    int64_t copy_past(int layer, Window & to) const;
+    void compress_window(int layer, const Parallel & parallel);
+    Probes recorded_probes(int layer) const;
+    void choose_slots();
+    void aim_probes();
+    size_t compressed_bytes(const Layer & layer) const;
+
+    std::shared_ptr<const Policy> policy_;
+    const HParams * h_;  // of the model, which outlives its caches
+    OutputNorms * norms_;
+    int64_t n_ctx_;
+    int64_t n_tokens_ = 0;
+    int64_t n_window_ = 0;
+    uint64_t version_ = 0;
+    std::vector<Layer> layers_;
+    Window scratch_;                       // rows of the layer that a prefill is at
+    int64_t past_rows_ = 0;                // of them, those that were there before
+    std::vector<int64_t> slot_positions_;  // [n_slots] rising: the tokens in the context that are probes
+};
+
+// Bytes that n_tokens of f16 cache take, without slack.
+size_t f16_cache_bytes(const HParams & h, int64_t n_tokens);
+
+}  // namespace zipcache

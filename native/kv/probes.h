@@ -1,0 +1,35 @@
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "kv/policy.h"
+
+namespace zipcache {
+
+// Runs task(i) for i in [0, n) on the model's threads.
+using Parallel = std::function<void(int n, const std::function<void(int)> & task)>;
+
+// Query rows whose attention is scored (paper, section 4.2).
+struct Probes {
+    std::vector<int64_t> row;    // [n]: the token, counted in the rows at hand, that each is; rising
+    std::vector<float> q;        // [n, n_heads, head_dim]
+    std::vector<float> log_sum;  // [n, n_heads]: log-sum-exp of each row's logits over all it saw; empty: its keys are
+                                 // all at hand, so it can be found
+    int64_t size() const { return static_cast<int64_t>(row.size()); }
+};
+
+// Which of n_tokens new tokens are probes: rising indices in [0, n_tokens). The last one always is.
+std::vector<int64_t> choose_probes(const KvOptions & options, int64_t n_tokens, uint64_t seed);
+
+// Rows of keys and values of one layer, f16 after RoPE.
+struct Rows {
+    int64_t n;           // rows at hand
+    int64_t stride;      // rows between KV heads
+    const uint16_t * k;  // [n_kv_heads, stride, head_dim]
+    const uint16_t * v;  // [n_kv_heads, stride, head_dim]
+    int sliding_window;  // 0: a row sees all before it
+};
+
+
+}  // namespace zipcache
