@@ -89,12 +89,15 @@ inline __m256i four(const int8_t * bytes) {
     return _mm256_set1_epi32(word);
 }
 
-// The bits of a plane of width W that `from` holds at `shift`, moved to bit `low` of each byte.
-template <int W>
-inline __m256i plane_bits(__m256i from, int shift, int low) {
-    const __m256i moved =
-        shift >= low ? _mm256_srli_epi16(from, shift - low) : _mm256_slli_epi16(from, low - shift);
-    return _mm256_and_si256(moved, _mm256_set1_epi8(static_cast<char>(((1 << W) - 1) << low)));
+// Calls f with 0, 1, ... N - 1 as constants.
+template <int... I, class F>
+inline void each_of(std::integer_sequence<int, I...>, F && f) {
+    (f(std::integral_constant<int, I>()), ...);
+}
+
+template <int N, class F>
+inline void each(F && f) {
+    each_of(std::make_integer_sequence<int, N>(), f);
 }
 
 template <int Bits>
@@ -106,20 +109,82 @@ constexpr int plane_low(int plane) {
     return low;
 }
 
-// Codes of four (K) or eight (V) channels for eight or four places: sub-vector s of a chunk of 32 channels.
-// vector[p]: the plane's vectors of this tile. kWide: channels of a vector of a plane of one bit.
-template <int Bits, int Plane, int kWide>
-inline __m256i joined(const uint8_t * const * vector, int chunk, int s) {
-    constexpr int width = planes_of(Bits).width[Plane];
-    constexpr int subs = 8 / width;              // sub-vectors of a vector
-    constexpr int per_sub = kWide / 8;           // channels of one
-    const int sub = chunk * (kChunk / per_sub) + s;
-    const auto * at = reinterpret_cast<const __m256i *>(vector[Plane] + sub / subs * kVector);
-    const __m256i bits = plane_bits<width>(_mm256_loadu_si256(at), sub % subs * width, plane_low<Bits>(Plane));
+// Bits [Shift, Shift + W) of each byte of `from`, moved to bit Low.
+template <int W, int Shift, int Low>
+inline __m256i plane_bits(__m256i from) {
+    const __m256i moved =
+        Shift >= Low ? _mm256_srli_epi16(from, Shift >= Low ? Shift - Low : 0)
+                     : _mm256_slli_epi16(from, Shift >= Low ? 0 : Low - Shift);
+    return _mm256_and_si256(moved, _mm256_set1_epi8(static_cast<char>(((1 << W) - 1) << Low)));
+}
+
+// Codes of sub-vector Sub, counted from the vectors that `plane` points at; the planes joined.
+template <int Bits, int Sub, int Plane = 0>
+inline __m256i joined(const uint8_t * const * plane) {
+    constexpr int width = planes_of(Bits).width[Plane], subs = 8 / width;
+    const auto * at = reinterpret_cast<const __m256i *>(plane[Plane] + Sub / subs * kVector);
+    const __m256i bits = plane_bits<width, Sub % subs * width, plane_low<Bits>(Plane)>(_mm256_loadu_si256(at));
     if constexpr (Plane + 1 < planes_of(Bits).n) {
-        return _mm256_or_si256(bits, joined<Bits, Plane + 1, kWide>(vector, chunk, s));
+        return _mm256_or_si256(bits, joined<Bits, Sub, Plane + 1>(plane));
     } else {
         return bits;
+    }
+}
+
+// sum [Tiles][Queries] += codes . q8 for N sub-vectors of four channels. plane: of the first tile at the first channel;
+// tile_bytes: from a tile to the next, for each plane.
+template <class Ops, int Queries, int Bits, int Tiles, int N>
+inline void key_chunk(const uint8_t * const * plane, const int64_t * tile_bytes, const int8_t * q8,
+                      __m256i (*sum)[Queries]) {
+    const uint8_t * at[Tiles][3];
+    for (int t = 0; t < Tiles; ++t) {
+        for (int p = 0; p < planes_of(Bits).n; ++p) {
+            at[t][p] = plane[p] + t * tile_bytes[p];
+        }
+    }
+    each<N>([&](auto s) {
+        __m256i code[Tiles];
+        for (int t = 0; t < Tiles; ++t) {
+            code[t] = joined<Bits, s.value>(at[t]);
+        }
+        for (int i = 0; i < Queries; ++i) {
+            const __m256i query = four(q8 + i * kMaxDim + s.value * 4);
+            for (int t = 0; t < Tiles; ++t) {
+                sum[t][i] = Ops::template dot<Bits>(sum[t][i], code[t], query);
+            }
+        }
+    });
+}
+
+template <class Ops, int Queries, int Bits, int Tiles>
+inline void key_tiles(const uint8_t * const * plane, const int64_t * tile_bytes, int first, int last, const int8_t * q8,
+                      int32_t * sums) {
+    __m256i sum[Tiles][Queries];
+    for (int t = 0; t < Tiles; ++t) {
+        for (int i = 0; i < Queries; ++i) {
+            sum[t][i] = _mm256_setzero_si256();
+        }
+    }
+    const uint8_t * at[3];
+    for (int channel = first; channel < last; channel += kChunk) {
+        for (int p = 0; p < planes_of(Bits).n; ++p) {
+            at[p] = plane[p] + channel / kChunk * planes_of(Bits).width[p] * kVector;
+        }
+        const int8_t * q = q8 + channel;
+        if (last - channel >= kChunk) {
+            key_chunk<Ops, Queries, Bits, Tiles, 8>(at, tile_bytes, q, sum);
+        } else if (last - channel >= 24) {
+            key_chunk<Ops, Queries, Bits, Tiles, 6>(at, tile_bytes, q, sum);
+        } else if (last - channel >= 16) {
+            key_chunk<Ops, Queries, Bits, Tiles, 4>(at, tile_bytes, q, sum);
+        } else {
+            key_chunk<Ops, Queries, Bits, Tiles, 2>(at, tile_bytes, q, sum);
+        }
+    }
+    for (int t = 0; t < Tiles; ++t) {
+        for (int i = 0; i < Queries; ++i) {
+            _mm256_store_si256(reinterpret_cast<__m256i *>(sums + i * kMaxPlaces + t * 8), sum[t][i]);
+        }
     }
 }
 
@@ -134,85 +199,94 @@ void key_dots(const uint8_t * codes, int n_places, int dim, int first, int last,
         tile_bytes[p] = k_plane_bytes(8, dim, planes.width[p]);
         codes += k_plane_bytes(n_places, dim, planes.width[p]);
     }
-    for (int place = 0; place < n_places; place += 8) {
-        __m256i sum[Queries];
-        for (int i = 0; i < Queries; ++i) {
-            sum[i] = _mm256_setzero_si256();
-        }
-        int channel = first;
-        for (; channel + kChunk <= last; channel += kChunk) {
-#pragma GCC unroll 8
-            for (int s = 0; s < 8; ++s) {
-                const __m256i code = joined<Bits, 0, 32>(plane, channel / kChunk, s);
-                for (int i = 0; i < Queries; ++i) {
-                    sum[i] = Ops::template dot<Bits>(sum[i], code, four(q8 + i * kMaxDim + channel + s * 4));
-                }
-            }
-        }
-        for (int s = 0; channel + s * 4 < last; ++s) {
-            const __m256i code = joined<Bits, 0, 32>(plane, channel / kChunk, s);
-            for (int i = 0; i < Queries; ++i) {
-                sum[i] = Ops::template dot<Bits>(sum[i], code, four(q8 + i * kMaxDim + channel + s * 4));
-            }
-        }
-        for (int i = 0; i < Queries; ++i) {
-            _mm256_storeu_si256(reinterpret_cast<__m256i *>(sums + i * kMaxPlaces + place), sum[i]);
-        }
+    auto advance = [&](int tiles) {
         for (int p = 0; p < planes.n; ++p) {
-            plane[p] += tile_bytes[p];
+            plane[p] += tiles * tile_bytes[p];
+        }
+    };
+    int place = 0;
+    for (; place + 16 <= n_places; place += 16) {  // two tiles share the loads of the query
+        key_tiles<Ops, Queries, Bits, 2>(plane, tile_bytes, first, last, q8, sums + place);
+        advance(2);
+    }
+    if (place < n_places) {
+        key_tiles<Ops, Queries, Bits, 1>(plane, tile_bytes, first, last, q8, sums + place);
+    }
+}
+
+// out [Queries, kMaxDim] += scale * (w8 . codes) over all places, for N sub-vectors of eight channels from `Odd` on.
+// plane: at the first place; tile_bytes: from four places to the next, for each plane.
+template <class Ops, int Queries, int Bits, int N, int Odd>
+inline void value_chunk(const uint8_t * const * plane, const int64_t * tile_bytes, int n_places, const int8_t * w8,
+                        const float * scale, float * out) {
+    constexpr Planes planes = planes_of(Bits);
+    const uint8_t * at[3];
+    for (int p = 0; p < planes.n; ++p) {
+        at[p] = plane[p];
+    }
+    __m256i sum[Queries][N];
+    for (int i = 0; i < Queries; ++i) {
+        for (int s = 0; s < N; ++s) {
+            sum[i][s] = _mm256_setzero_si256();
+        }
+    }
+    for (int place = 0; place < n_places; place += 4) {
+        __m256i weight[Queries];
+        for (int i = 0; i < Queries; ++i) {
+            weight[i] = four(w8 + i * kMaxPlaces + place);
+        }
+        each<N>([&](auto s) {
+            const __m256i code = joined<Bits, Odd * 4 + s.value>(at);
+            for (int i = 0; i < Queries; ++i) {
+                sum[i][s.value] = Ops::template dot<Bits>(sum[i][s.value], code, weight[i]);
+            }
+        });
+        for (int p = 0; p < planes.n; ++p) {
+            at[p] += tile_bytes[p];
+        }
+    }
+    for (int i = 0; i < Queries; ++i) {
+        for (int s = 0; s < N; ++s) {
+            float * to = out + i * kMaxDim + s * 8;
+            Avx2::fma({_mm256_cvtepi32_ps(sum[i][s])}, Avx2::set(scale[i]), Avx2::load(to)).store(to);
         }
     }
 }
 
-// out [Queries, kMaxDim] += scale * (w8 . codes) over all places, for channels [first, last)
+// The same for channels [first, last).
 template <class Ops, int Queries, int Bits>
 void value_dots(const uint8_t * codes, int n_places, int dim, int first, int last, const int8_t * w8,
                 const float * scale, float * out) {
     constexpr Planes planes = planes_of(Bits);
-    const uint8_t * start[3];
+    const uint8_t * plane[3];
     int64_t tile_bytes[3];
     for (int p = 0; p < planes.n; ++p) {
-        start[p] = codes;
+        plane[p] = codes;
         tile_bytes[p] = v_plane_bytes(4, dim, planes.width[p]);
         codes += v_plane_bytes(n_places, dim, planes.width[p]);
     }
-    for (int channel = first; channel < last; channel += kChunk) {
-        const int n_subs = std::min(4, (last - channel + 7) / 8);
-        const uint8_t * plane[3];
-        std::copy_n(start, 3, plane);
-        __m256i sum[Queries][4];
-        for (int i = 0; i < Queries; ++i) {
-            for (int s = 0; s < 4; ++s) {
-                sum[i][s] = _mm256_setzero_si256();
-            }
+    // 64 channels are whole vectors of every plane
+    for (int channel = first / 64 * 64; channel < last; channel += 64) {
+        const uint8_t * at[3];
+        for (int p = 0; p < planes.n; ++p) {
+            at[p] = plane[p] + channel / 64 * planes.width[p] * kVector;
         }
-        auto add = [&](int place, int subs) {
-#pragma GCC unroll 4
-            for (int s = 0; s < subs; ++s) {
-                const __m256i code = joined<Bits, 0, 64>(plane, channel / kChunk, s);
-                for (int i = 0; i < Queries; ++i) {
-                    sum[i][s] = Ops::template dot<Bits>(sum[i][s], code, four(w8 + i * kMaxPlaces + place));
-                }
+        auto half = [&](auto odd) {
+            const int start = channel + odd.value * kChunk;
+            float * to = out + start;
+            const int n = (std::min(last, start + kChunk) - start + 7) / 8;
+            if (start < first) {
+                return;
             }
-            for (int p = 0; p < planes.n; ++p) {
-                plane[p] += tile_bytes[p];
+            switch (n) {
+                case 4: value_chunk<Ops, Queries, Bits, 4, odd.value>(at, tile_bytes, n_places, w8, scale, to); break;
+                case 3: value_chunk<Ops, Queries, Bits, 3, odd.value>(at, tile_bytes, n_places, w8, scale, to); break;
+                case 2: value_chunk<Ops, Queries, Bits, 2, odd.value>(at, tile_bytes, n_places, w8, scale, to); break;
+                case 1: value_chunk<Ops, Queries, Bits, 1, odd.value>(at, tile_bytes, n_places, w8, scale, to); break;
+                default: break;
             }
         };
-        if (n_subs == 4) {
-            for (int place = 0; place < n_places; place += 4) {
-                add(place, 4);
-            }
-        } else {
-            for (int place = 0; place < n_places; place += 4) {
-                add(place, n_subs);
-            }
-        }
-        for (int i = 0; i < Queries; ++i) {
-            for (int s = 0; s < n_subs; ++s) {
-                float * to = out + i * kMaxDim + channel + s * 8;
-                Avx2::fma({_mm256_cvtepi32_ps(sum[i][s])}, Avx2::set(scale[i]), Avx2::load(to)).store(to);
-            }
-        }
+        each<2>(half);
     }
 }
 
