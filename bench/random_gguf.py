@@ -1,0 +1,85 @@
+"""Writes a GGUF file of a given llama shape with random weights, for speed and memory at sizes that no package carries.
+
+python bench/random_gguf.py OUT.gguf [--layers 32] [--embd 4096] [--heads 32] [--kv-heads 8] [--head-dim 128]
+                            [--ff 14336] [--vocab 128256] [--ctx 131072] [--type q8_0]
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An 8B llama unless told otherwise."""
+
+    layers: int = 32
+    embd: int = 4096
+    heads: int = 32
+    kv_heads: int = 8
+    head_dim: int = 128
+    ff: int = 14336
+    vocab: int = 128256
+    ctx: int = 131072
+
+
+def write(path: Path, shape: Shape, kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.Q8_0) -> None:
+    """It has no tokenizer: it runs on token ids. Matrices of all layers hold the same random rows."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(shape.layers)
+    writer.add_embedding_length(shape.embd)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_feed_forward_length(shape.ff)
+    writer.add_context_length(shape.ctx)
+    writer.add_layer_norm_rms_eps(1e-5)
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    random = np.random.default_rng(0)
+    made: dict[tuple[int, int], np.ndarray] = {}
+
+    def matrix(name: str, n_out: int, n_in: int) -> None:
+        if (n_out, n_in) not in made:
+            values = (random.standard_normal((n_out, n_in), np.float32) / np.sqrt(n_in)).astype(np.float32)
+            made[n_out, n_in] = gguf.quants.quantize(values, kind)
+        writer.add_tensor(name, made[n_out, n_in], raw_dtype=kind)
+
+    matrix("token_embd.weight", shape.vocab, shape.embd)
+    writer.add_tensor("output_norm.weight", np.ones(shape.embd, np.float32))
+    for i in range(shape.layers):
+        for name in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"blk.{i}.{name}.weight", np.ones(shape.embd, np.float32))
+        for name, n_out, n_in in (
+            ("attn_q", q, shape.embd),
+            ("attn_k", kv, shape.embd),
+            ("attn_v", kv, shape.embd),
+            ("attn_output", shape.embd, q),
+            ("ffn_gate", shape.ff, shape.embd),
+            ("ffn_up", shape.ff, shape.embd),
+            ("ffn_down", shape.embd, shape.ff),
+        ):
+            matrix(f"blk.{i}.{name}.weight", n_out, n_in)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--type", default="q8_0", choices=["f16", "q8_0", "q4_0", "q4_1"])
+    for name, value in vars(Shape()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    args = parser.parse_args()
+    shape = Shape(**{name: getattr(args, name) for name in vars(Shape())})
+    write(args.out, shape, gguf.GGMLQuantizationType[args.type.upper()])
+
+
+if __name__ == "__main__":
+    main()
