@@ -114,8 +114,9 @@ ggml_zipcache_side paper_side(const HParams & h, const std::string & granularity
 
 void paper(const KvOptions & o, const HParams & h, const std::vector<int> & bits, Policy & p) {
     p.v_divisor = o.values == "cst" ? Divisor::normalizer : Divisor::none;
-    p.prompt = format_of(h, paper_side(h, o.keys, o.per_head), paper_side(h, o.values, o.per_head));
-    p.prompt.same_order = !o.per_head;
+    const bool per_head = o.per_head && p.ranking != Ranking::none;
+    p.prompt = format_of(h, paper_side(h, o.keys, per_head), paper_side(h, o.values, per_head));
+    p.prompt.same_order = !per_head;
     p.prompt.n_tiers = static_cast<int>(bits.size());
     for (size_t i = 0; i < bits.size(); ++i) {
         p.prompt.k.bits[i] = p.prompt.v.bits[i] = bits[i];
