@@ -126,7 +126,7 @@ def test_auto_keeps_its_budget_on_text(smollm2: Model, text: list[int]) -> None:
     session = opened(smollm2, "auto")
     session.prefill(text[:1200])
     kv = session.kv_stats()
-    assert kv.compressed_bits == pytest.approx(3.3, abs=0.1) and kv.ratio > 3.2
+    assert kv.compressed_bits == pytest.approx(3.3, abs=0.1) and kv.ratio > 2.9
 
 
 # ---- what it computes ----
