@@ -245,7 +245,7 @@ def test_chat_prefills_only_what_is_new(smollm2: Model) -> None:
         (lambda m: Model(m.info.path, threads=0), "threads is 0"),
         (lambda m: m.session(n_ctx=8193), "n_ctx is 8193; accepted: 1 to 8192"),
         (lambda m: m.session(n_ctx=-1), "n_ctx is -1"),
-        (lambda m: KvOptions("q3"), "the KV policy is 'q3'; accepted: f16"),
+        (lambda m: KvOptions("q3"), "the KV policy is 'q3'; accepted: auto, zipcache"),
         (lambda m: m.session().prefill([]), "no tokens"),
         (lambda m: m.session().prefill([49152]), "token 0 is 49152; accepted: 0 to 49151"),
         (lambda m: m.session().prefill([1, -1]), "token 1 is -1"),

@@ -52,9 +52,24 @@ py::dict stats(const Session & session) {
 KvOptions kv_options(std::string policy, double bits, double ratio, int high_bits, int low_bits, std::string saliency,
                      std::string probes, double random_probes, double recent_probes, std::string keys,
                      std::string values, bool rotate, bool per_head, int64_t window, int64_t recent, uint64_t seed) {
-    return {std::move(policy), bits,          ratio,           high_bits, low_bits, std::move(saliency),
-            std::move(probes), random_probes, recent_probes,   std::move(keys), std::move(values), rotate,
-            per_head,          window,        recent,          seed};
+    const KvOptions options = {std::move(policy),
+                               bits,
+                               ratio,
+                               high_bits,
+                               low_bits,
+                               std::move(saliency),
+                               std::move(probes),
+                               random_probes,
+                               recent_probes,
+                               std::move(keys),
+                               std::move(values),
+                               rotate,
+                               per_head,
+                               window,
+                               recent,
+                               seed};
+    check_options(options);
+    return options;
 }
 
 // Every call may wait for another thread's call on the same session, which may wait for the interpreter: release it.

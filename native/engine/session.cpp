@@ -121,14 +121,21 @@ void Session::prefill(const int32_t * tokens, size_t n_tokens, const Progress & 
                 progress(static_cast<float>(passed / total));
             }
         });
+        // before the cache takes the tokens over, for this may be cancelled and that not be taken back
+        const bool last = first + size_t(n) == n_tokens;
+        const float * logits = last ? prefill_graphs_.logits(cancel_) : nullptr;
+        cache_.commit(n);
+        tokens_.insert(tokens_.end(), tokens + first, tokens + first + n);
+        if (last) {
+            keep_logits(logits);
+        }
     }
-    keep_logits(prefill_graphs_.logits(cancel_));
     stats_.prefill_tokens += static_cast<int64_t>(n_tokens);
     turn.done();
 }
 
 // All tokens of the stretch pass one layer before the next begins. A layer's keys and values are compressed when it is
-// done, so never more than one layer of them lies uncompressed.
+// done, so never more than one layer of them lies uncompressed. The caller commits.
 void Session::prefill_stretch(const int32_t * tokens, int64_t n_tokens, const std::function<void(int64_t)> & advanced) {
     const int64_t position = cache_.size();
     const Policy & policy = cache_.policy();
@@ -145,8 +152,6 @@ void Session::prefill_stretch(const int32_t * tokens, int64_t n_tokens, const st
         }
         cache_.end_prefill(layer, n_tokens, prefill_graphs_.probes(), prefill_graphs_.probe_q(), parallel());
     }
-    cache_.commit(n_tokens);
-    tokens_.insert(tokens_.end(), tokens, tokens + n_tokens);
 }
 
 void Session::decode_one(int32_t token) {

@@ -222,13 +222,14 @@ void KvCache::end_prefill(int index, int64_t n_new, const std::vector<int64_t> &
 }
 
 void KvCache::commit(int64_t n_new) {
-    n_tokens_ += n_new;
     if (!policy_->compresses) {
+        n_tokens_ += n_new;
         n_window_ += n_new;
         return;
     }
     const int64_t n_window = layers_[0].made->n_window;
-    grow_windows(std::max<int64_t>(1, n_window));
+    grow_windows(std::max<int64_t>(1, n_window));  // first: memory may run out
+    n_tokens_ += n_new;
     for (int i = 0; i < h_->n_layers; ++i) {
         Layer & layer = layers_[i];
         Made & made = *layer.made;

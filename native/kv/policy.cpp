@@ -38,18 +38,37 @@ void check_range(const char * name, double value, double least, double most) {
     }
 }
 
-void check(const KvOptions & o) {
-    check_range("ratio", o.ratio, 0, 1);
-    check_range("high_bits", o.high_bits, 1, 8);
-    check_range("low_bits", o.low_bits, 0, o.high_bits);
-    check_range("random_probes", o.random_probes, 0, 1);
-    check_range("recent_probes", o.recent_probes, 0, 1);
-    check_range("window", double(o.window), -1, 4096);
-    check_range("recent", double(o.recent), -1, 4096);
-    if (o.window == 0) {
-        refuse("window", o.window, "1 to 4096");
+enum class Name { automatic, zipcache, uniform, q8_0, q4_0, f16 };
+
+Name name_of(const KvOptions & o) {
+    return one_of<Name>("policy", o.policy,
+                        {{"auto", Name::automatic},
+                         {"zipcache", Name::zipcache},
+                         {"uniform", Name::uniform},
+                         {"q8_0", Name::q8_0},
+                         {"q4_0", Name::q4_0},
+                         {"f16", Name::f16}});
+}
+
+Saliency saliency_named(const KvOptions & o) {
+    return one_of<Saliency>("saliency", o.saliency,
+                            {{"normalized", Saliency::normalized},
+                             {"accumulated", Saliency::accumulated},
+                             {"recent", Saliency::recent},
+                             {"random", Saliency::random}});
+}
+
+void check_bits(const KvOptions & o, Name name) {
+    if (o.bits == 0) {
+        return;
     }
-    one_of<int>("probes", o.probes, {{"random+recent", 0}, {"random", 0}, {"recent", 0}, {"all", 0}});
+    if (name != Name::automatic && name != Name::uniform) {
+        refuse("bits", o.bits, "none for the policy " + o.policy);
+    }
+    check_range("bits", o.bits, name == Name::automatic ? 1.9 : 1, name == Name::automatic ? 8.5 : 8);
+    if (name == Name::uniform && o.bits != std::floor(o.bits)) {
+        refuse("bits", o.bits, "whole numbers for the policy uniform");
+    }
 }
 
 ggml_zipcache_side side_of(ggml_zipcache_scope scope, ggml_zipcache_params params, int block) {
@@ -94,11 +113,10 @@ ggml_zipcache_side paper_side(const HParams & h, const std::string & granularity
 }
 
 void paper(const KvOptions & o, const HParams & h, const std::vector<int> & bits, Policy & p) {
-    one_of<int>("keys", o.keys, {{"channelwise", 0}, {"groupwise", 0}, {"tokenwise", 0}});
-    one_of<int>("values", o.values, {{"cst", 0}, {"groupwise", 0}, {"tokenwise", 0}, {"channelwise", 0}});
     p.v_divisor = o.values == "cst" ? Divisor::normalizer : Divisor::none;
-    p.prompt = format_of(h, paper_side(h, o.keys, o.per_head), paper_side(h, o.values, o.per_head));
-    p.prompt.same_order = !o.per_head;
+    const bool per_head = o.per_head && p.ranking != Ranking::none;
+    p.prompt = format_of(h, paper_side(h, o.keys, per_head), paper_side(h, o.values, per_head));
+    p.prompt.same_order = !per_head;
     p.prompt.n_tiers = static_cast<int>(bits.size());
     for (size_t i = 0; i < bits.size(); ++i) {
         p.prompt.k.bits[i] = p.prompt.v.bits[i] = bits[i];
@@ -134,8 +152,7 @@ std::vector<Tier> every_pair(const std::vector<int> & k, const std::vector<int> 
 
 // METHOD section 8: balance, then rotate; bits by water-filling.
 void automatic(const KvOptions & o, const HParams & h, Policy & p) {
-    p.budget = o.bits > 0 ? o.bits : 3.3;
-    check_range("bits", p.budget, 1.9, 8.5);
+    p.budget = o.bits != 0 ? o.bits : 3.3;
     p.ranking = Ranking::water_fill;
     p.k_divisor = p.v_divisor = Divisor::balance;
     const bool wide = p.budget >= 3.05, narrow = p.budget < 2.6;
@@ -165,43 +182,44 @@ void automatic(const KvOptions & o, const HParams & h, Policy & p) {
 
 }  // namespace
 
+void check_options(const KvOptions & o) {
+    const Name name = name_of(o);
+    check_bits(o, name);
+    check_range("ratio", o.ratio, 0, 1);
+    check_range("high_bits", o.high_bits, 1, 8);
+    check_range("low_bits", o.low_bits, 0, o.high_bits);
+    check_range("random_probes", o.random_probes, 0, 1);
+    check_range("recent_probes", o.recent_probes, 0, 1);
+    check_range("window", double(o.window), -1, 4096);
+    check_range("recent", double(o.recent), -1, 4096);
+    if (o.window == 0) {
+        refuse("window", o.window, "1 to 4096");
+    }
+    saliency_named(o);
+    one_of<int>("probes", o.probes, {{"random+recent", 0}, {"random", 0}, {"recent", 0}, {"all", 0}});
+    one_of<int>("keys", o.keys, {{"channelwise", 0}, {"groupwise", 0}, {"tokenwise", 0}});
+    one_of<int>("values", o.values, {{"cst", 0}, {"groupwise", 0}, {"tokenwise", 0}, {"channelwise", 0}});
+    if (name == Name::zipcache && o.per_head && o.low_bits == 0) {
+        // a later prefill needs rows that all heads have
+        refuse("low_bits", o.low_bits, "1 to " + std::to_string(o.high_bits) + " with per_head");
+    }
+}
+
 std::shared_ptr<const Policy> make_policy(const KvOptions & o, const HParams & h) {
-    check(o);
+    check_options(o);
     auto p = std::make_shared<Policy>();
     p->options = o;
-    p->saliency = one_of<Saliency>("saliency", o.saliency,
-                                   {{"normalized", Saliency::normalized},
-                                    {"accumulated", Saliency::accumulated},
-                                    {"recent", Saliency::recent},
-                                    {"random", Saliency::random}});
-    enum class Name { automatic, zipcache, uniform, q8_0, q4_0, f16 };
-    const Name name = one_of<Name>("policy", o.policy,
-                                   {{"auto", Name::automatic},
-                                    {"zipcache", Name::zipcache},
-                                    {"uniform", Name::uniform},
-                                    {"q8_0", Name::q8_0},
-                                    {"q4_0", Name::q4_0},
-                                    {"f16", Name::f16}});
+    p->saliency = saliency_named(o);
+    const Name name = name_of(o);
     p->n_window = o.window > 0 ? o.window : 100;
     p->n_recent = o.recent >= 0 ? o.recent : name == Name::automatic ? 32 : 0;
-    if (o.bits != 0 && name != Name::automatic && name != Name::uniform) {
-        refuse("bits", o.bits, "none for the policy " + o.policy);
-    }
     switch (name) {
         case Name::automatic: automatic(o, h, *p); break;
         case Name::zipcache:
             p->ranking = Ranking::top_ratio;
             paper(o, h, {o.high_bits, o.low_bits}, *p);
             break;
-        case Name::uniform: {
-            const double bits = o.bits != 0 ? o.bits : 4;
-            check_range("bits", bits, 1, 8);
-            if (bits != std::floor(bits)) {
-                refuse("bits", bits, "whole numbers for the policy uniform");
-            }
-            paper(o, h, {static_cast<int>(bits)}, *p);
-            break;
-        }
+        case Name::uniform: paper(o, h, {o.bits != 0 ? static_cast<int>(o.bits) : 4}, *p); break;
         case Name::q8_0:
         case Name::q4_0: {
             auto side = groupwise(h, GGML_ZIPCACHE_PARAMS_F16_SCALE);

@@ -29,11 +29,18 @@ struct Policy {
     // Stretches shorter than this take the window's format.
     static constexpr int64_t kLong = 256;
     const ggml_zipcache_format & format_for(int64_t n_tokens) const { return n_tokens < kLong ? window : prompt; }
-    bool wants_probes() const { return ranking != Ranking::none && saliency <= Saliency::accumulated; }
+    // The balance needs them whatever the saliency.
+    bool wants_probes() const {
+        return ranking == Ranking::water_fill || (ranking == Ranking::top_ratio && saliency <= Saliency::accumulated);
+    }
     int64_t window_capacity() const { return n_window + n_recent; }
 };
 
-// Throws ArgumentError that names the option, its value and what is accepted.
+// What can be said of options before the model is known. Throws ArgumentError that names the option, its value and what
+// is accepted.
+void check_options(const KvOptions & options);
+
+// Throws as check_options does, and for a policy that does not fit the model.
 std::shared_ptr<const Policy> make_policy(const KvOptions & options, const HParams & h);
 
 }  // namespace zipcache

@@ -57,6 +57,11 @@ class KvOptions:
                 name = "KV policy" if name == "policy" else f"KV option {name}"
                 raise _core.ArgumentError(f"the {name} is {value!r}; accepted: {', '.join(accepted)}")
         self.to_core()
+        for name, value in (("bits", self.bits), ("window", self.window), ("recent", self.recent)):
+            if value is not None and (value < 0 or (value == 0 and name == "bits")):
+                raise _core.ArgumentError(
+                    f"the KV option {name} is {value}; accepted: {'above 0' if name == 'bits' else '0 or more'}, or None"
+                )
 
     @classmethod
     def parse(cls, text: str) -> KvOptions:
@@ -66,10 +71,10 @@ class KvOptions:
         >>> KvOptions.parse("zipcache,ratio=0.4,saliency=random")
         """
         head, *rest = text.split(",")
-        policy, _, bits = head.partition(":")
+        policy, colon, bits = head.partition(":")
         kinds = {f.name: str(f.type) for f in fields(cls)}
         values: dict[str, Any] = {"policy": policy}
-        for part in [*([f"bits={bits}"] if bits else []), *rest]:
+        for part in [*([f"bits={bits}"] if colon else []), *rest]:
             name, _, value = part.partition("=")
             if name not in kinds or name == "policy" or not value:
                 known = ", ".join(k for k in kinds if k != "policy")
@@ -79,7 +84,7 @@ class KvOptions:
 
     def __str__(self) -> str:
         """The word that parse() makes these options from."""
-        bits = f":{self.bits:g}" if self.bits is not None else ""
+        bits = f":{float(self.bits)!r}".removesuffix(".0") if self.bits is not None else ""
         rest = [
             f",{f.name}={str(value).lower() if isinstance(value, bool) else value}"
             for f in fields(self)

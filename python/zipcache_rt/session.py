@@ -212,10 +212,21 @@ class Session:
         shared = 0
         while shared < min(len(kept), len(tokens) - 1) and kept[shared] == tokens[shared]:
             shared += 1
+        if shared < self.least_kept:  # sliding windows have forgotten what the rest would see
+            shared = 0
         # made first: an argument it refuses must not cost the cache
         reply = self.generate(tokens[shared:], max_tokens=max_tokens, sampler=sampler, stop=stop, progress=progress)
         self.truncate(shared)
         return reply
+
+    @property
+    def least_kept(self) -> int:
+        """The fewest tokens that truncate() can keep, besides 0.
+
+        0 where no layer has forgotten any. A sliding-window layer of a compressed cache drops what its window has
+        passed, so the newest token kept must still find its whole window there.
+        """
+        return self._open.least_kept
 
     def kv_stats(self) -> KvStats:
         return KvStats(**self._open.kv_stats())
@@ -232,7 +243,10 @@ class Session:
         return Session(self.model, self._open.fork())
 
     def truncate(self, n_tokens: int) -> None:
-        """Keeps the oldest n_tokens. Logits are gone unless nothing was dropped."""
+        """Keeps the oldest n_tokens. Logits are gone unless nothing was dropped.
+
+        Raises ContextError below least_kept, but for 0.
+        """
         self._open.truncate(checks.integer(n_tokens, "n_tokens", 0, 2**62, "0 to the tokens that the cache holds"))
 
     def reset(self) -> None:
