@@ -98,7 +98,13 @@ void bind_model(py::module_ & m) {
             [](std::shared_ptr<Model> model, int64_t n_ctx, const KvOptions & kv) {
                 return std::make_shared<Session>(std::move(model), n_ctx, kv);
             },
-            py::arg("n_ctx"), py::arg("kv"));
+            py::arg("n_ctx"), py::arg("kv"))
+        .def(
+            "load_session",
+            [](const std::shared_ptr<Model> & model, const std::string & path) {
+                return std::shared_ptr<Session>(Session::load(model, path));
+            },
+            py::call_guard<py::gil_scoped_release>(), py::arg("path"));
 }
 
 }  // namespace zipcache

@@ -92,6 +92,7 @@ void bind_session(py::module_ & m) {
         .def("stats", stats)
         .def(
             "fork", [](const Session & session) { return std::shared_ptr<Session>(session.fork()); }, Unlocked())
+        .def("save", &Session::save, Unlocked(), py::arg("path"))
         .def_property_readonly("least_kept", py::cpp_function(&Session::least_kept, Unlocked()))
         .def("truncate", &Session::truncate, Unlocked())
         .def("reset", &Session::reset, Unlocked())

@@ -7,6 +7,7 @@
 #include "engine/session.h"
 #include "ggml-cpu.h"
 #include "kv/kv_cache.h"
+#include "model/fingerprint.h"
 #include "model/vocab.h"
 
 namespace zipcache {
@@ -53,6 +54,11 @@ std::shared_ptr<Model> Model::open(const std::string & path, const ModelOptions 
     model->tokenizer_ = make_tokenizer(*model->file_, model->network_->h);
     model->executor_ = std::make_unique<Executor>(threads);
     return model;
+}
+
+uint64_t Model::fingerprint() const {
+    std::call_once(fingerprint_once_, [this] { fingerprint_ = fingerprint_of(*file_); });
+    return fingerprint_;
 }
 
 const Tokenizer & Model::tokenizer() const {

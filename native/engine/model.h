@@ -1,5 +1,6 @@
 #pragma once
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "graph/executor.h"
@@ -27,6 +28,7 @@ class Model {
     Executor & executor() const { return *executor_; }
     OutputNorms & output_norms() const { return *output_norms_; }
     bool has_tokenizer() const { return tokenizer_ != nullptr; }
+    uint64_t fingerprint() const;         // tells it from other models; found when first asked for
     const Tokenizer & tokenizer() const;  // throws ModelError when the file has none
     // Throws ArgumentError naming the first id outside [0, n_vocab).
     void check_tokens(const int32_t * tokens, size_t n_tokens) const;
@@ -38,6 +40,8 @@ class Model {
     std::unique_ptr<OutputNorms> output_norms_;
     std::unique_ptr<Tokenizer> tokenizer_;
     std::unique_ptr<Executor> executor_;
+    mutable std::once_flag fingerprint_once_;
+    mutable uint64_t fingerprint_ = 0;
 };
 
 // What running a model takes, without loading it.

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "common/error.h"
+#include "engine/session_file.h"
 
 namespace zipcache {
 namespace {
@@ -199,6 +200,14 @@ std::unique_ptr<Session> Session::fork() const {
     copy->tokens_ = tokens_;
     copy->logits_ = logits_;
     return copy;
+}
+
+void Session::save(const std::string & path) const {
+    SessionFile::save(*this, path);
+}
+
+std::unique_ptr<Session> Session::load(const std::shared_ptr<Model> & model, const std::string & path) {
+    return SessionFile::load(model, path);
 }
 
 void Session::truncate(int64_t n_tokens) {

@@ -38,6 +38,9 @@ class Session {
     std::vector<float> logits() const;
 
     std::unique_ptr<Session> fork() const;
+    // The whole of it in a file, which load() goes on from to the same bit: engine/session_file.h. Throw FileError.
+    void save(const std::string & path) const;
+    static std::unique_ptr<Session> load(const std::shared_ptr<Model> & model, const std::string & path);
     void truncate(int64_t n_tokens);  // keeps the oldest n_tokens; see KvCache::truncate
     int64_t least_kept() const;       // what truncate() takes besides 0
     void reset();                     // forgets all and frees the cache's memory
@@ -51,6 +54,7 @@ class Session {
     SessionStats stats() const;
 
   private:
+    friend class SessionFile;
     class Turn;
     void prefill_stretch(const int32_t * tokens, int64_t n_tokens, const std::function<void(int64_t)> & advanced);
     void decode_one(int32_t token);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -57,6 +58,16 @@ def utf8(text: str, name: str) -> bytes:
     if not isinstance(text, str):
         raise ArgumentError(f"{name} is {type(text).__name__}; accepted: str")
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def path(value: str | os.PathLike[str], name: str) -> str:
+    """A file's path as text that every system call takes."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ArgumentError(f"{name} is {type(value).__name__}; accepted: str or os.PathLike")
+    file = os.fspath(value)
+    if not isinstance(file, str) or "\0" in file or utf8(file, name).decode() != file:
+        raise ArgumentError(f"{name} is {file!r}; accepted: text without NUL or lone surrogates")
+    return file
 
 
 def callback(value: Any, name: str) -> None:

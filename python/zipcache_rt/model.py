@@ -68,11 +68,7 @@ class Model:
         progress: _core.Progress | None = None,
         repack: bool = True,
     ) -> None:
-        if not isinstance(path, (str, os.PathLike)):
-            raise _core.ArgumentError(f"path is {type(path).__name__}; accepted: str or os.PathLike")
-        file = os.fspath(path)
-        if not isinstance(file, str) or "\0" in file or checks.utf8(file, "path").decode() != file:
-            raise _core.ArgumentError(f"path is {file!r}; accepted: text without NUL or lone surrogates")
+        file = checks.path(path, "path")
         checks.instance(device, str, "device")
         checks.callback(progress, "progress")
         if threads is not None:
@@ -141,3 +137,12 @@ class Model:
             most = self.info.n_ctx_train
             n_ctx = checks.integer(n_ctx, "n_ctx", 1, most, f"1 to {most}, or None for all")
         return Session(self, self._open.session(n_ctx or 0, kv.to_core()))
+
+    def load_session(self, path: str | os.PathLike[str]) -> Session:
+        """The conversation that Session.save() wrote to a file, with the n_ctx and the KV options it had.
+
+        It goes on as the saved one would have, to the same bit on the same machine. Its stats begin at zero. Raises
+        FileError for what cannot be read, is damaged, was saved with another model, or in a format or by a KV policy
+        that this version does not know.
+        """
+        return Session(self, self._open.load_session(checks.path(path, "path")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -241,6 +242,14 @@ class Session:
     def fork(self) -> Session:
         """An independent copy that goes on from here."""
         return Session(self.model, self._open.fork())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes all of the conversation to a file that Model.load_session() goes on from: token ids, cache, logits.
+
+        It is written under another name in the same folder and then put in place of what was at `path`, so that a save
+        that fails leaves the older file as it was. About as large as kv_stats().bytes. Raises FileError.
+        """
+        self._open.save(checks.path(path, "path"))
 
     def truncate(self, n_tokens: int) -> None:
         """Keeps the oldest n_tokens. Logits are gone unless nothing was dropped.
