@@ -230,6 +230,7 @@ struct Block {
     int n_places;       // n rounded up to a tile
     int64_t place;      // its first, in the head
     int64_t token;      // its first, among the tokens of its tier
+    int64_t size;       // bytes of it all
     const uint8_t * k;  // codes
     const uint8_t * v;
     Params k_params, v_params;
@@ -263,12 +264,19 @@ inline Params find_params(const HeadView & view, const ggml_zipcache_side & side
                      is_key ? units.k_mid : units.v_mid);
 }
 
-// Calls visit(Block) for blocks phase, phase + stride, ... of a head, in order.
+// Calls visit(Block) for one of n_parts equal runs of the blocks of a head, in order. turn: which part gets the blocks
+// that are left over.
 template <class Visit>
-void for_blocks(const HeadView & view, int64_t phase, int64_t stride, Visit && visit) {
+void for_blocks(const HeadView & view, int part, int n_parts, int turn, Visit && visit) {
     const auto & f = view.f;
-    int64_t place = 0, number = 0;  // of the tier's first block
+    int64_t total = 0;
     for (int tier = 0; tier < f.n_tiers; ++tier) {
+        total += evicts(f, tier) ? 0 : (view.table.counts[tier] + f.group - 1) / f.group;
+    }
+    const int64_t begin = (total * part + turn % n_parts) / n_parts;
+    const int64_t end = part + 1 == n_parts ? total : (total * (part + 1) + turn % n_parts) / n_parts;
+    int64_t place = 0, number = 0;  // of the tier's first block
+    for (int tier = 0; tier < f.n_tiers && number < end; ++tier) {
         const int64_t count = view.table.counts[tier];
         if (evicts(f, tier) || count == 0) {
             continue;
@@ -276,13 +284,14 @@ void for_blocks(const HeadView & view, int64_t phase, int64_t stride, Visit && v
         const uint8_t * start = view.segment + view.table.offsets[tier];
         const BlockLayout whole(f, tier, f.group);
         const int64_t n_blocks = (count + f.group - 1) / f.group;
-        for (int64_t i = ((phase - number) % stride + stride) % stride; i < n_blocks; i += stride) {
+        const int64_t last = std::min(n_blocks, end - number);
+        for (int64_t i = std::max<int64_t>(0, (part == 0 ? 0 : begin) - number); i < last; ++i) {
             const int n = static_cast<int>(std::min<int64_t>(f.group, count - i * f.group));
             const int places = static_cast<int>(tile_places(n));
             const BlockLayout layout = n == f.group ? whole : BlockLayout(f, tier, places);
             const uint8_t * at = start + i * whole.size;
             const int64_t first = place + i * f.group;
-            visit(Block{tier, n, places, first, i * f.group, at, at + layout.v_codes,
+            visit(Block{tier, n, places, first, i * f.group, layout.size, at, at + layout.v_codes,
                         find_params(view, f.k, true, tier, at + layout.k_params, first, places),
                         find_params(view, f.v, false, tier, at + layout.v_params, first, places)});
         }
@@ -293,7 +302,7 @@ void for_blocks(const HeadView & view, int64_t phase, int64_t stride, Visit && v
 
 template <class Visit>
 void for_blocks(const HeadView & view, Visit && visit) {
-    for_blocks(view, 0, 1, visit);
+    for_blocks(view, 0, 1, 0, visit);
 }
 
 // Tokens of a head in the order of their tiers: for each tier, its tokens in time order.

@@ -145,7 +145,7 @@ void Session::prefill_stretch(const int32_t * tokens, int64_t n_tokens, const st
         prefill_graphs_.watch(choose_probes(policy.options, n_tokens, uint64_t(position)));
     }
     for (int layer = 0; layer < model_->hparams().n_layers; ++layer) {
-        const PrefillRows rows = cache_.begin_prefill(layer, n_tokens);
+        const PrefillRows rows = cache_.begin_prefill(layer, n_tokens, parallel());
         for (int64_t first = 0; first < n_tokens; first += PrefillGraphs::kChunk) {
             const int64_t n = std::min<int64_t>(PrefillGraphs::kChunk, n_tokens - first);
             prefill_graphs_.layer(rows, layer, position, first, n, cancel_);

@@ -291,7 +291,7 @@ void SessionFile::read_cache(ByteReader & in, KvCache & cache, int64_t n_tokens)
     const int64_t n_window = in.integer("the number of uncompressed tokens", least, most);
     in.need(f16_cache_bytes(*cache.h_, n_window), "its uncompressed tokens");
     read_slots(in, cache, n_tokens - n_window);
-    cache.grow_windows(std::max<int64_t>(1, n_window));
+    cache.grow_windows(n_window);
     cache.n_window_ = n_window;
     for (int i = 0; i < cache.h_->n_layers; ++i) {
         read_layer(in, cache, i, n_tokens);

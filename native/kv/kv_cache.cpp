@@ -12,13 +12,13 @@ namespace {
 constexpr int64_t kStep = 64;  // tokens; capacities of growing windows are multiples of it
 
 uint16_t * data_of(ggml_tensor * rows) {
-    return static_cast<uint16_t *>(rows->data);
+    return rows ? static_cast<uint16_t *>(rows->data) : nullptr;
 }
 
 // n rows of every KV head.
 void copy_rows(const uint16_t * from, int64_t from_stride, uint16_t * to, int64_t to_stride, int64_t n,
                const HParams & h) {
-    for (int64_t head = 0; head < h.n_kv_heads; ++head) {
+    for (int64_t head = 0; n > 0 && head < h.n_kv_heads; ++head) {
         std::memcpy(to + head * to_stride * h.head_dim, from + head * from_stride * h.head_dim,
                     n * h.head_dim * sizeof(uint16_t));
     }
@@ -130,19 +130,19 @@ void KvCache::refresh(int index) {
 }
 
 // Rows of a layer's past, dequantized where compressed: those that any new token can see. Returns their number.
-int64_t KvCache::copy_past(int index, Window & to) const {
+int64_t KvCache::copy_past(int index, Window & to, const Parallel & parallel) const {
     const Layer & layer = layers_[index];
     const int64_t capacity = to.capacity(), dim = h_->head_dim;
     int64_t at = 0;
     for (const SegmentUse & use : layer.segments) {
         const Segment & s = *use.segment;
         const int64_t n = use.last_seen - use.first_seen;
-        std::vector<uint8_t> kept(n);
-        for (int head = 0; head < h_->n_kv_heads; ++head) {
+        std::vector<uint8_t> kept(n * h_->n_kv_heads);
+        parallel(h_->n_kv_heads, [&](int head) {
             const int64_t row = (head * capacity + at) * dim;
             ggml_zipcache_dequantize_kv(s.format, s.data.data(), head, use.first_seen, n, s.keys_divisor(),
-                                        s.values_divisor(), data_of(to.k) + row, data_of(to.v) + row, kept.data());
-        }
+                                        s.values_divisor(), data_of(to.k) + row, data_of(to.v) + row, &kept[head * n]);
+        });
         // evicted tokens, the same in every head, leave no rows
         int64_t n_kept = 0;
         for (int64_t t = 0; t < n; ++t) {
@@ -162,7 +162,7 @@ int64_t KvCache::copy_past(int index, Window & to) const {
     return at + n_window_;
 }
 
-PrefillRows KvCache::begin_prefill(int layer, int64_t n_new) {
+PrefillRows KvCache::begin_prefill(int layer, int64_t n_new, const Parallel & parallel) {
     if (!policy_->compresses) {
         grow_windows(n_window_ + n_new);
         return {layers_[layer].window.k, layers_[layer].window.v, n_window_};
@@ -175,7 +175,7 @@ PrefillRows KvCache::begin_prefill(int layer, int64_t n_new) {
         scratch_ = Window();
         scratch_ = allocate(n_past + n_new);
     }
-    past_rows_ = copy_past(layer, scratch_);
+    past_rows_ = copy_past(layer, scratch_, parallel);
     return {scratch_.k, scratch_.v, past_rows_};
 }
 
@@ -228,7 +228,7 @@ void KvCache::commit(int64_t n_new) {
         return;
     }
     const int64_t n_window = layers_[0].made->n_window;
-    grow_windows(std::max<int64_t>(1, n_window));  // first: memory may run out
+    grow_windows(n_window);  // first: memory may run out
     n_tokens_ += n_new;
     for (int i = 0; i < h_->n_layers; ++i) {
         Layer & layer = layers_[i];
@@ -405,7 +405,7 @@ KvCache KvCache::clone() const {
     if (n_tokens_ == 0) {
         return copy;
     }
-    copy.grow_windows(std::max<int64_t>(1, n_window_));
+    copy.grow_windows(n_window_);
     copy.n_tokens_ = n_tokens_;
     copy.n_window_ = n_window_;
     copy.slot_positions_ = slot_positions_;
@@ -440,12 +440,12 @@ KvStats KvCache::stats() const {
         stats.bytes += compressed + layer.window.bytes() + layer.slots.q.capacity() * sizeof(uint16_t) +
                        layer.slots.log_sum.capacity() * sizeof(float);
         for (const SegmentUse & use : layer.segments) {
-            stats.compressed_elements += width * (use.last_seen - use.first_seen);
+            stats.compressed_elements += width * use.segment->n_tokens;
+            stats.elements += width * (use.last_seen - use.first_seen);
         }
         stats.elements += width * n_window_;
     }
     stats.bytes += scratch_.bytes();
-    stats.elements += stats.compressed_elements;
     stats.n_tokens = n_tokens_;
     if (stats.elements > 0) {
         stats.bits = 8.0 * double(stats.bytes) / double(stats.elements);

@@ -10,12 +10,12 @@ namespace zipcache {
 // What the cache costs, counted from what is allocated.
 struct KvStats {
     size_t bytes = 0;     // everything allocated: compressed tokens, window, slack, probes
-    size_t elements = 0;  // tokens held, summed over layers, * 2 * n_kv_heads * head_dim
+    size_t elements = 0;  // tokens that are seen, summed over layers, * 2 * n_kv_heads * head_dim
     double bits = 0;      // bytes * 8 / elements
     double ratio = 0;     // 16 / bits: how much smaller than exact f16
     int64_t n_tokens = 0;
     size_t compressed_bytes = 0;  // of compressed tokens: codes, parameters, order, transforms
-    size_t compressed_elements = 0;
+    size_t compressed_elements = 0;  // seen or not: a segment goes when its last token is no longer seen
     double compressed_bits = 0;
 };
 
@@ -53,7 +53,7 @@ class KvCache {
 
     // Prefill of n_new tokens, layer by layer: begin() gives the rows to compute with, end() takes what they hold.
     // probes: indices of new tokens; probe_q [n_probes, n_heads, head_dim] f32.
-    PrefillRows begin_prefill(int layer, int64_t n_new);
+    PrefillRows begin_prefill(int layer, int64_t n_new, const Parallel & parallel);
     void end_prefill(int layer, int64_t n_new, const std::vector<int64_t> & probes, const float * probe_q,
                      const Parallel & parallel);
     void commit(int64_t n_new);  // what every layer made takes its place
@@ -116,7 +116,7 @@ class KvCache {
     void set_window(Layer & layer, Window window) const;
     void refresh(int layer);
     void hide(SegmentUse & use, int64_t first_seen, int64_t last_seen) const;
-    int64_t copy_past(int layer, Window & to) const;
+    int64_t copy_past(int layer, Window & to, const Parallel & parallel) const;
     void compress_window(int layer, const Parallel & parallel);
     Probes recorded_probes(int layer) const;
     void choose_slots();

@@ -31,12 +31,12 @@ class KvStats:
     """What the cache costs, counted from what is allocated."""
 
     bytes: int
-    elements: int  # cached tokens * layers * 2 * KV heads * head_dim
+    elements: int  # tokens that each layer sees, summed * 2 * KV heads * head_dim
     bits: float  # bytes * 8 / elements, all-in; 0 when empty
     ratio: float  # 16 / bits; 0 when empty
     n_tokens: int
     compressed_bytes: int  # of the compressed tokens: codes, parameters, order, transforms
-    compressed_elements: int
+    compressed_elements: int  # seen or not: a segment goes when its last token is no longer seen
     compressed_bits: float  # compressed_bytes * 8 / compressed_elements; 0 when none
 
 

@@ -40,8 +40,9 @@ struct PackedTask {
     int head;         // KV head
     const float * q;  // [n_queries, head_dim] f32, in the keys' stored space, already times scale
     int n_queries;    // 1 to 4
-    int phase;        // block i of segment j is this task's if (i + j + phase) % stride is 0
-    int stride;
+    int split;        // of n_splits runs of each segment's blocks
+    int n_splits;
+    int turn;         // which split takes the blocks left over
     float * out;      // [n_queries, head_dim] f32: unnormalized, in the values' stored space
     float * maximum;  // [n_queries] of the logits
     float * sum;      // [n_queries] of exp(logit - maximum)

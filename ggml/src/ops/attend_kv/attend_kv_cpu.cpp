@@ -92,7 +92,7 @@ void merge(float * out, float maximum, float sum, const ggml_zipcache_format & f
 
 // Segments [first, first + n) that share their format and divisors: one KV head's queries over this split's blocks.
 void add_run(PackedKernel kernel, const ggml_zipcache_layer & layer, const ggml_zipcache_segment * run, int64_t n,
-             const float * q, int head, int phase, int n_splits, float * partial) {
+             const float * q, int head, int split, int n_splits, int turn, float * partial) {
     const ggml_zipcache_format & f = *run->format;
     const int dim = f.head_dim, group = layer.n_heads / layer.n_kv_heads;
     const float * k_divisor = run->k_divisor ? run->k_divisor + int64_t(head) * dim : nullptr;
@@ -111,7 +111,7 @@ void add_run(PackedKernel kernel, const ggml_zipcache_layer & layer, const ggml_
             }
         }
         float maximum[kQueries], sum[kQueries];
-        kernel({run, n, head, stored.data(), n_queries, phase, n_splits, out.data(), maximum, sum});
+        kernel({run, n, head, stored.data(), n_queries, split, n_splits, turn, out.data(), maximum, sum});
         for (int i = 0; i < n_queries; ++i) {
             merge(&out[size_t(i) * dim], maximum[i], sum[i], f, v_divisor, partial + int64_t(query + i) * (dim + 2));
         }
@@ -134,9 +134,8 @@ void add_segments(const ggml_zipcache_layer & layer, const float * q, int split,
             ++last;
         }
         for (int head = 0; head < layer.n_kv_heads; ++head) {
-            // heads and runs begin with another split, so that odd blocks do not all fall to the first
-            add_run(kernel, layer, run, last - first, q, head, int((split + first + head) % n_splits), n_splits,
-                    partial);
+            // what is left over falls to another split in each head
+            add_run(kernel, layer, run, last - first, q, head, split, n_splits, int(first + head), partial);
         }
     }
 }

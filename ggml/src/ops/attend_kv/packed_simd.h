@@ -516,8 +516,16 @@ struct Head {
         }
     }
 
+    // The next block, most likely: no page or prefetcher stands between it and this one.
+    static void fetch(const uint8_t * from, int64_t n) {
+        for (int64_t i = 0; i < n; i += 64) {
+            _mm_prefetch(reinterpret_cast<const char *>(from + i), _MM_HINT_T0);
+        }
+    }
+
     void add(const ggml_zipcache_segment & segment, const Block & block) {
         alignas(32) float weights[Queries * kMaxPlaces];
+        fetch(block.k + block.size, block.size / 2);
         const int k_bits = f.k.bits[block.tier], v_bits = f.v.bits[block.tier];
         if (f.k.scope == GGML_ZIPCACHE_SCOPE_TOKEN) {
             by_token(block, k_bits, weights);
@@ -528,6 +536,7 @@ struct Head {
         for (int i = 0; i < Queries; ++i) {
             softmax(i, weights + i * kMaxPlaces, block.n_places);
         }
+        fetch(block.k + block.size + block.size / 2, block.size - block.size / 2);
         if (v_bits == 0) {
             return;
         }
@@ -542,7 +551,7 @@ struct Head {
         for (int64_t j = 0; j < task.n_segments; ++j) {
             const ggml_zipcache_segment & segment = task.segments[j];
             const HeadView view(f, segment.data, task.head);
-            for_blocks(view, (task.phase + j) % task.stride, task.stride,
+            for_blocks(view, task.split, task.n_splits, static_cast<int>(task.turn + j),
                        [&](const Block & block) { add(segment, block); });
         }
         for (int i = 0; i < Queries; ++i) {

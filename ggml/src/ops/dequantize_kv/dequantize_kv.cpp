@@ -1,3 +1,4 @@
+#include "planes.h"
 #include "segment.h"
 #include "transform.h"
 
@@ -5,42 +6,33 @@ namespace {
 
 using namespace zipcache::format;
 
-// codes [n_places, dim] from planes
-void unpack(const uint8_t * from, int n_places, int dim, int bits, bool is_key, uint8_t * codes) {
-    const Planes planes = planes_of(bits);
-    std::fill_n(codes, int64_t(n_places) * dim, uint8_t(0));
-    for (int i = 0, low = 0; i < planes.n; low += planes.width[i++]) {
-        const int width = planes.width[i], mask = (1 << width) - 1;
-        for (int place = 0; place < n_places; ++place) {
-            for (int c = 0; c < dim; ++c) {
-                const Spot spot = is_key ? k_spot(place, c, dim, width) : v_spot(place, c, dim, width);
-                codes[place * dim + c] |= static_cast<uint8_t>((from[spot.byte] >> spot.shift & mask) << low);
-            }
-        }
-        from += is_key ? k_plane_bytes(n_places, dim, width) : v_plane_bytes(n_places, dim, width);
-    }
-}
-
 // One block's rows of one side, [n, dim], transform undone; wanted [n]: which of them.
 void rows_of(const ggml_zipcache_format & f, const ggml_zipcache_side & side, const Block & block, bool is_key,
              const float * divisor, const uint8_t * wanted, float * x) {
     const int dim = f.head_dim, bits = side.bits[block.tier];
     const Params & params = is_key ? block.k_params : block.v_params;
-    std::vector<uint8_t> codes(size_t(block.n_places) * dim);
+    std::vector<uint8_t> codes(size_t(block.n_places) * code_stride(dim));
     unpack(is_key ? block.k : block.v, block.n_places, dim, bits, is_key, codes.data());
-    std::vector<Params::Value> channels;
-    for (int c = 0; side.scope != GGML_ZIPCACHE_SCOPE_TOKEN && c < dim; ++c) {
-        channels.push_back(params.at(c));
+    std::vector<float> scale(dim), min(dim);  // zeros for 0 bits
+    auto fold = [&](int first, int last, Params::Value v) {
+        std::fill(scale.begin() + first, scale.begin() + last, v.scale);
+        std::fill(min.begin() + first, min.begin() + last, v.min);
+    };
+    const bool by_token = side.scope == GGML_ZIPCACHE_SCOPE_TOKEN;
+    for (int c = 0; bits > 0 && !by_token && c < dim; ++c) {
+        fold(c, c + 1, params.at(c));
     }
     for (int t = 0; t < block.n; ++t, x += dim) {
         if (!wanted[t]) {
             continue;
         }
+        const int width = std::min(side.block, dim);
+        for (int first = 0; bits > 0 && by_token && first < dim; first += width) {
+            fold(first, first + width, params.at(first / width * int64_t(block.n_places) + t));
+        }
+        const uint8_t * code = &codes[size_t(t) * code_stride(dim)];
         for (int c = 0; c < dim; ++c) {
-            const auto value = channels.empty()
-                                   ? params.at(c / std::min(side.block, dim) * int64_t(block.n_places) + t)
-                                   : channels[c];
-            x[c] = bits > 0 ? value.scale * float(codes[t * dim + c]) + value.min : 0.0f;
+            x[c] = scale[c] * float(code[c]) + min[c];
         }
         if (side.rotate) {
             zipcache::walsh_hadamard(x, dim);

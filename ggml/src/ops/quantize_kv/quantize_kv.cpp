@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "planes.h"
 #include "segment.h"
 #include "transform.h"
 
@@ -147,46 +148,28 @@ struct Widest {
     float range_unit() const { return (width + mid_unit()) / kTopRange; }  // a rounded middle widens its range
 };
 
-// codes [n, dim] of the rows of a block
+// codes [n, code_stride] of the rows of a block
 void encode(const Side & side, const float * x, int n, int n_places, int bits, const Params & params, uint8_t * codes) {
     const int dim = side.dim;
     const float most = levels(bits);
     std::vector<float> inverse(dim), low(dim);
-    auto fold = [&](int c, Params::Value v) {
-        inverse[c] = v.scale != 0 ? 1 / v.scale : 0;
-        low[c] = v.min;
+    auto fold = [&](int first, int last, Params::Value v) {
+        std::fill(inverse.begin() + first, inverse.begin() + last, v.scale != 0 ? 1 / v.scale : 0);
+        std::fill(low.begin() + first, low.begin() + last, v.min);
     };
-    if (side.how.scope != GGML_ZIPCACHE_SCOPE_TOKEN) {
-        for (int c = 0; c < dim; ++c) {
-            fold(c, params.at(c));
-        }
+    const bool by_token = side.how.scope == GGML_ZIPCACHE_SCOPE_TOKEN;
+    for (int c = 0; !by_token && c < dim; ++c) {
+        fold(c, c + 1, params.at(c));
     }
-    for (int t = 0; t < n; ++t, x += dim, codes += dim) {
-        if (side.how.scope == GGML_ZIPCACHE_SCOPE_TOKEN) {
-            const int block = std::min(side.how.block, dim);
-            for (int c = 0; c < dim; ++c) {
-                fold(c, params.at(c / block * n_places + t));
-            }
+    for (int t = 0; t < n; ++t, x += dim, codes += code_stride(dim)) {
+        const int block = std::min(side.how.block, dim);
+        for (int first = 0; by_token && first < dim; first += block) {
+            fold(first, first + block, params.at(first / block * int64_t(n_places) + t));
         }
         for (int c = 0; c < dim; ++c) {
             const float code = (x[c] - low[c]) * inverse[c];
-            codes[c] = static_cast<uint8_t>(std::min(std::max(0.0f, code), most) + 0.5f);
+            codes[c] = static_cast<uint8_t>(static_cast<int>(std::min(std::max(0.0f, code), most) + 0.5f));
         }
-    }
-}
-
-// Bits of codes [n_places, dim] to planes.
-void pack(const uint8_t * codes, int n_places, int dim, int bits, bool is_key, uint8_t * to) {
-    const Planes planes = planes_of(bits);
-    for (int i = 0, low = 0; i < planes.n; low += planes.width[i++]) {
-        const int width = planes.width[i], mask = (1 << width) - 1;
-        for (int place = 0; place < n_places; ++place) {
-            for (int c = 0; c < dim; ++c) {
-                const Spot spot = is_key ? k_spot(place, c, dim, width) : v_spot(place, c, dim, width);
-                to[spot.byte] |= static_cast<uint8_t>((codes[place * dim + c] >> low & mask) << spot.shift);
-            }
-        }
-        to += is_key ? k_plane_bytes(n_places, dim, width) : v_plane_bytes(n_places, dim, width);
     }
 }
 
@@ -247,7 +230,7 @@ void write_side(const HeadView & view, Side & side, uint8_t * segment) {
             write_params(side.how.params, ranges.data(), int64_t(ranges.size()), bits, range_unit, mid_unit,
                          const_cast<uint8_t *>(params.data));
         }
-        codes.assign(size_t(block.n_places) * side.dim, 0);
+        codes.assign(size_t(block.n_places) * code_stride(side.dim), 0);
         Params read = params;  // the units were not yet known when the block was found
         read.range_unit = range_unit;
         read.mid_unit = side.how.scope == GGML_ZIPCACHE_SCOPE_TOKEN ? 0.0f : mid_unit;
