@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <random>
+#include <thread>
 
 #include "check.h"
 #include "ggml-zipcache.h"
@@ -343,6 +344,45 @@ TEST(attend_kv_over_segments_is_exact_where_eight_bits_are) {
         if (!(d.output < tolerance && d.log_sum < 1e-3)) {
             fail(s, std::to_string(d.output) + ", log sum " + std::to_string(d.log_sum));
         }
+    }
+}
+
+// As ggml's threads do; the sanitizer's build looks for races.
+TEST(heads_and_splits_run_side_by_side) {
+    std::mt19937 random(test_seed());
+    for (int i = 0; i < n_cases(40); ++i) {
+        Sample s = random_sample(random);
+        const auto & f = s.format;
+        const auto in_turn = s.segment;
+        auto side_by_side = [](int n, auto task) {
+            std::vector<std::thread> threads;
+            for (int j = 0; j < n; ++j) {
+                threads.emplace_back([&task, j] { task(j); });
+            }
+            for (auto & thread : threads) {
+                thread.join();
+            }
+        };
+        const auto rows = s.rows();
+        ggml_zipcache_quantize_kv_begin(&f, &rows, s.segment.data());
+        side_by_side(f.n_kv_heads,
+                     [&](int head) { ggml_zipcache_quantize_kv_head(&f, &rows, head, s.segment.data()); });
+        CHECK(s.segment == in_turn);
+
+        const int dim = f.head_dim, n_heads = 2 * f.n_kv_heads, n_splits = 4;
+        std::vector<float> q(n_heads * dim, 0.5f), partial(n_splits * n_heads * (dim + 2)), again(partial.size());
+        const ggml_zipcache_segment whole = {
+            &f, s.segment.data(), s.k_divisor.data(), s.v_divisor.data(), nullptr, 0, 0, 0};
+        const ggml_zipcache_segment segments[] = {whole, whole};
+        const ggml_zipcache_layer layer = {n_heads,    f.n_kv_heads, dim, 0.1f,     0,       s.stride,
+                                           s.k.data(), s.v.data(),   2,   segments, nullptr, nullptr};
+        side_by_side(n_splits, [&](int split) {
+            ggml_zipcache_attend_kv(&layer, q.data(), s.n_tokens, split, n_splits, partial.data());
+        });
+        for (int split = 0; split < n_splits; ++split) {
+            ggml_zipcache_attend_kv(&layer, q.data(), s.n_tokens, split, n_splits, again.data());
+        }
+        CHECK(partial == again);
     }
 }
 
