@@ -19,5 +19,6 @@ void bind_inspect(pybind11::module_ & m);
 void bind_model(pybind11::module_ & m);
 void bind_session(pybind11::module_ & m);
 void bind_generate(pybind11::module_ & m);
+void bind_bench(pybind11::module_ & m);
 
 }  // namespace zipcache

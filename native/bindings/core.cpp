@@ -60,4 +60,5 @@ PYBIND11_MODULE(_core, m) {
     zipcache::bind_session(m);  // before bind_model, whose signatures name it
     zipcache::bind_model(m);
     zipcache::bind_generate(m);
+    zipcache::bind_bench(m);
 }

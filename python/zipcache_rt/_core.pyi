@@ -22,7 +22,26 @@ def inspect(path: str, n_ctx: int, repack: bool = True) -> dict[str, Any]:
 
 def ggml_build() -> dict[str, Any]:
     """{"version", "commit", "source": "wheel" | "source", "features": {"AVX2": True, ...},
-    "kernels": "ref" | "avx2" | "avx512"}"""
+    "kernels": "ref" | "avx2" | "avx512" | "vnni"}"""
+
+def bench_attend_kv(
+    *,
+    layout: str,
+    head_dim: int,
+    n_kv_heads: int,
+    n_heads: int,
+    n_tokens: int,
+    k_bits: int,
+    v_bits: int,
+    n_copies: int,
+    n_passes: int,
+) -> dict[str, Any]:
+    """Times attend_kv on one thread over n_copies equal caches of random rows, n_passes times.
+
+    layout: auto, zipcache, blocks (of 32 channels, as q4_0 and q8_0), or f16: an uncompressed window.
+    {"bytes": that a run reads, "attend", "copy", "read": seconds of a run for each pass: attention, memcpy of the same
+    bytes, their sum; "rounding": relative rms error of the kernel beside its reference, "quantization": of that
+    reference beside attention over the rows as they were}"""
 
 class Model:
     def __init__(self, path: str, device: str, threads: int, repack: bool, progress: Progress | None) -> None: ...

@@ -12,6 +12,11 @@ struct TestCase {
 std::vector<TestCase> & test_cases();
 void test_failed(const char * file, int line, const std::string & what);
 
+// How many random cases to run: the environment variable ZIPCACHE_TEST_CASES, or as many as is usual.
+int n_cases(int usual);
+// Of random cases; another in each run, told when a test fails, and taken from ZIPCACHE_TEST_SEED if that is set.
+unsigned test_seed();
+
 struct TestRegistration {
     TestRegistration(const char * name, void (*body)()) { test_cases().push_back({name, body}); }
 };

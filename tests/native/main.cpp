@@ -1,4 +1,8 @@
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <exception>
+#include <random>
 
 #include "check.h"
 
@@ -16,9 +20,26 @@ void test_failed(const char * file, int line, const std::string & what) {
     std::printf("%s:%d: %s\n", file, line, what.c_str());
 }
 
-int main() {
-    int failed = 0;
+int n_cases(int usual) {
+    const char * wanted = std::getenv("ZIPCACHE_TEST_CASES");
+    return wanted ? std::atoi(wanted) : usual;
+}
+
+unsigned test_seed() {
+    static const char * wanted = std::getenv("ZIPCACHE_TEST_SEED");
+    static const unsigned seed = wanted ? unsigned(std::strtoul(wanted, nullptr, 10)) : std::random_device{}();
+    return seed;
+}
+
+// Runs the tests whose names hold one of the arguments; without arguments, all.
+int main(int argc, char ** argv) {
+    int failed = 0, run = 0;
     for (const TestCase & test : test_cases()) {
+        const auto named = [&](const char * part) { return std::strstr(test.name, part) != nullptr; };
+        if (argc > 1 && std::none_of(argv + 1, argv + argc, named)) {
+            continue;
+        }
+        ++run;
         const int before = failures;
         try {
             test.body();
@@ -28,6 +49,9 @@ int main() {
         failed += failures != before;
         std::printf("%s %s\n", failures == before ? "ok  " : "FAIL", test.name);
     }
-    std::printf("%zu passed, %d failed\n", test_cases().size() - size_t(failed), failed);
-    return failed != 0 || test_cases().empty();
+    std::printf("%d passed, %d failed\n", run - failed, failed);
+    if (failed) {
+        std::printf("ZIPCACHE_TEST_SEED=%u repeats the random cases\n", test_seed());
+    }
+    return failed != 0 || run == 0;
 }

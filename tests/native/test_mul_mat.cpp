@@ -65,9 +65,9 @@ TEST(mul_mat_matches_the_reference_for_every_type) {
 }
 
 TEST(mul_mat_matches_the_reference_on_random_shapes) {
-    std::mt19937 random(std::random_device{}());
+    std::mt19937 random(test_seed());
     const ggml_type types[] = {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_0};
-    for (int i = 0; i < 200; ++i) {
+    for (int i = 0; i < n_cases(200); ++i) {
         const ggml_type type = types[random() % 5];
         const int64_t block = ggml_blck_size(type);
         const int64_t k = (1 + int64_t(random() % (1500 / block))) * block;

@@ -6,12 +6,12 @@
 #include "ggml-zipcache.h"
 
 TEST(score_probes_matches_the_reference) {
-    std::mt19937 random(std::random_device{}());
+    std::mt19937 random(test_seed());
     std::normal_distribution<float> normal;
-    for (int i = 0; i < 300; ++i) {
+    for (int i = 0; i < n_cases(300); ++i) {
         ggml_zipcache_probes p = {};
-        const int dims[] = {8, 24, 64, 80, 256};
-        p.head_dim = dims[random() % 5];
+        const int dims[] = {8, 20, 24, 64, 80, 96, 128, 256};
+        p.head_dim = dims[random() % 8];
         p.n_kv_heads = 1 + int(random() % 3);
         p.n_heads = p.n_kv_heads * (1 + int(random() % 4));
         p.scale = 1 / std::sqrt(float(p.head_dim));
@@ -41,8 +41,8 @@ TEST(score_probes_matches_the_reference) {
         ggml_zipcache_score_probes_ref(&p, head, first, n_probes, want.data(), want_square.data());
         double worst = 0, total = 0;
         for (int64_t t = 0; t < p.n_tokens; ++t) {
-            worst = std::max({worst, std::fabs(double(got[t]) - want[t]),
-                              std::fabs(double(got_square[t]) - want_square[t])});
+            worst = std::max(
+                {worst, std::fabs(double(got[t]) - want[t]), std::fabs(double(got_square[t]) - want_square[t])});
             total += got[t] - 0.25;
         }
         const double rows = double(n_probes - first) * p.n_heads / p.n_kv_heads;
