@@ -1,4 +1,4 @@
-"""How many bytes a cache of the paper's policy takes: measured beside the paper's formula, on the KV shape of an 8B model.
+"""How many bytes a cache takes: measured beside the paper's formula, on the KV shape of an 8B model.
 
 python bench/ratio.py [--kv zipcache auto q4_0] [--context 4096] [--kv-heads 8] [--head-dim 128]
 

@@ -131,8 +131,8 @@ struct ggml_zipcache_layer {
     const uint16_t * v;      // [n_kv_heads, capacity, head_dim] f16
     int64_t n_segments;
     const struct ggml_zipcache_segment * segments;
-    uint16_t * probe_q;       // [n_heads, head_dim] f16: where the node leaves its query; NULL: nowhere
-    float * probe_log_sum;    // [n_heads]: and the log-sum-exp of its logits
+    uint16_t * probe_q;     // [n_heads, head_dim] f16: where the node leaves its query; NULL: nowhere
+    float * probe_log_sum;  // [n_heads]: and the log-sum-exp of its logits
 };
 
 // attend_kv: attention of one token's query heads over a layer's cache, split over tokens.
@@ -175,8 +175,8 @@ struct ggml_zipcache_probes {
     const float * q;           // [n_probes, n_heads, head_dim] f32
 };
 // Probes [first_probe, last_probe), the query heads of one KV head: score [n_tokens] += the sum of their attention
-// probabilities, square [n_tokens] += that of their squares. Divided by the number of rows that see a token the score is
-// the normalized saliency, as it is the accumulated one. Memory: a few rows of logits.
+// probabilities, square [n_tokens] += that of their squares. Divided by the number of rows that see a token the score
+// is the normalized saliency, as it is the accumulated one. Memory: a few rows of logits.
 void ggml_zipcache_score_probes(const struct ggml_zipcache_probes * probes, int kv_head, int64_t first_probe,
                                 int64_t last_probe, float * score, float * square);
 void ggml_zipcache_score_probes_ref(const struct ggml_zipcache_probes * probes, int kv_head, int64_t first_probe,

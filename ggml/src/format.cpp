@@ -18,8 +18,7 @@ const char * side_error(const ggml_zipcache_format & f, const ggml_zipcache_side
     if (side.params < GGML_ZIPCACHE_PARAMS_F16_PAIR || side.params > GGML_ZIPCACHE_PARAMS_F8_SCALE) {
         return "a segment's parameters; accepted: F16 pair, F16 scale, F8 pair, F8 scale";
     }
-    if (!by_token &&
-        (side.params == GGML_ZIPCACHE_PARAMS_F16_SCALE || side.params == GGML_ZIPCACHE_PARAMS_F8_SCALE)) {
+    if (!by_token && (side.params == GGML_ZIPCACHE_PARAMS_F16_SCALE || side.params == GGML_ZIPCACHE_PARAMS_F8_SCALE)) {
         return "parameters without a min for channels; accepted: pairs";
     }
     const bool all_heads = side.block == f.n_kv_heads * f.head_dim;

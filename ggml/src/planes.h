@@ -76,12 +76,17 @@ void each_plane(Plane * plane, Codes * codes, int n_places, int dim, int bits, b
     const Planes planes = planes_of(bits);
     for (int i = 0, low = 0; i < planes.n; low += planes.width[i++]) {
         switch (planes.width[i]) {
-            case 4: (is_key ? key_plane<4, Pack, Plane, Codes> : value_plane<4, Pack, Plane, Codes>) (
-                plane, codes, n_places, dim, low); break;
-            case 2: (is_key ? key_plane<2, Pack, Plane, Codes> : value_plane<2, Pack, Plane, Codes>) (
-                plane, codes, n_places, dim, low); break;
-            default: (is_key ? key_plane<1, Pack, Plane, Codes> : value_plane<1, Pack, Plane, Codes>) (
-                plane, codes, n_places, dim, low);
+            case 4:
+                (is_key ? key_plane<4, Pack, Plane, Codes> : value_plane<4, Pack, Plane, Codes>) (plane, codes,
+                                                                                                  n_places, dim, low);
+                break;
+            case 2:
+                (is_key ? key_plane<2, Pack, Plane, Codes> : value_plane<2, Pack, Plane, Codes>) (plane, codes,
+                                                                                                  n_places, dim, low);
+                break;
+            default:
+                (is_key ? key_plane<1, Pack, Plane, Codes> : value_plane<1, Pack, Plane, Codes>) (plane, codes,
+                                                                                                  n_places, dim, low);
         }
         plane += is_key ? k_plane_bytes(n_places, dim, planes.width[i]) : v_plane_bytes(n_places, dim, planes.width[i]);
     }

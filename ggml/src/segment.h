@@ -188,8 +188,8 @@ inline float levels(int bits) {
     return static_cast<float>((1 << bits) - 1);
 }
 
-inline Params params_of(const ggml_zipcache_format & f, const ggml_zipcache_side & side, int tier,
-                        const uint8_t * data, int64_t n, float range_unit, float mid_unit) {
+inline Params params_of(const ggml_zipcache_format & f, const ggml_zipcache_side & side, int tier, const uint8_t * data,
+                        int64_t n, float range_unit, float mid_unit) {
     const int bits = side.bits[tier];
     const float shrink = side.shrink[tier];
     (void) f;

@@ -55,9 +55,10 @@ void work(ggml_tensor *, int, int, void * userdata) {
 void Executor::parallel(int n, const std::function<void(int)> & run) {
     Tasks tasks = {n, run, {}, {}, {}};
     const std::unique_ptr<ggml_context, void (*)(ggml_context *)> context(
-        ggml_init({2 * ggml_tensor_overhead() + ggml_graph_overhead_custom(4, false) + 256, nullptr, false}), ggml_free);
-    ggml_tensor * node = ggml_custom_4d(context.get(), GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, work, GGML_N_TASKS_MAX,
-                                        &tasks);
+        ggml_init({2 * ggml_tensor_overhead() + ggml_graph_overhead_custom(4, false) + 256, nullptr, false}),
+        ggml_free);
+    ggml_tensor * node =
+        ggml_custom_4d(context.get(), GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, work, GGML_N_TASKS_MAX, &tasks);
     ggml_cgraph * graph = ggml_new_graph_custom(context.get(), 4, false);
     ggml_build_forward_expand(graph, node);
     compute(graph, std::atomic<bool>{false});

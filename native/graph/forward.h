@@ -54,8 +54,9 @@ class PrefillGraphs {
 
     // [n_embd, n_tokens] f32: the hidden states of a stretch of tokens, changed in place by layer().
     void embed(const int32_t * tokens, int64_t n_tokens, const std::atomic<bool> & cancel);
-    // Chunk [first, first + n) of the stretch through one layer; the stretch begins at `position` of the context, behind
-    // rows.n_past rows. In the last layer only the last token of the stretch goes beyond storing keys and values.
+    // Chunk [first, first + n) of the stretch through one layer; the stretch begins at `position` of the context,
+    // behind rows.n_past rows. In the last layer only the last token of the stretch goes beyond storing keys and
+    // values.
     void layer(const PrefillRows & rows, int layer, int64_t position, int64_t first, int64_t n,
                const std::atomic<bool> & cancel);
     // Queries of these tokens of the stretch (rising) are kept while a layer runs.

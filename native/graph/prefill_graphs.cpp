@@ -59,8 +59,8 @@ class PrefillAttention : public Attention {
         if (last_only_) {
             q = ggml_view_3d(ctx, q, q->ne[0], 1, q->ne[2], q->nb[1], q->nb[2], (q->ne[1] - 1) * q->nb[1]);
         }
-        ggml_tensor * out = ggml_flash_attn_ext(ctx, q, cached(ctx, rows_.k), cached(ctx, rows_.v), mask_,
-                                                scale_, 0.0f, 0.0f);
+        ggml_tensor * out =
+            ggml_flash_attn_ext(ctx, q, cached(ctx, rows_.k), cached(ctx, rows_.v), mask_, scale_, 0.0f, 0.0f);
         return ggml_reshape_2d(ctx, out, out->ne[0] * out->ne[1], out->ne[2]);
     }
 
@@ -164,9 +164,9 @@ void PrefillGraphs::layer(const PrefillRows & rows, int layer, int64_t position,
     if (probe != end) {
         std::transform(probe, end, probe_rows_.i32(), [&](int64_t t) { return static_cast<int32_t>(t - first); });
         ggml_tensor * all = probe_q_.tensor;
-        attention.watch(first_columns(ctx, probe_rows_, end - probe),
-                        ggml_view_2d(ctx, all, all->ne[0], end - probe, all->nb[1],
-                                     (probe - probes_.begin()) * all->nb[1]));
+        attention.watch(
+            first_columns(ctx, probe_rows_, end - probe),
+            ggml_view_2d(ctx, all, all->ne[0], end - probe, all->nb[1], (probe - probes_.begin()) * all->nb[1]));
     }
     ggml_tensor * x = hidden(ctx, first, n);
     ggml_tensor * y = network_.architecture->layer(

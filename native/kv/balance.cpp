@@ -6,8 +6,8 @@
 namespace zipcache {
 namespace {
 
-constexpr float kLeast = 1e-5f;      // of a spread or a size: a dead channel divides by something
-constexpr int kSampledProbes = 6;    // whose attention is looked at row by row
+constexpr float kLeast = 1e-5f;    // of a spread or a size: a dead channel divides by something
+constexpr int kSampledProbes = 6;  // whose attention is looked at row by row
 constexpr int64_t kGroupTokens = 64;
 
 // One head's rows as f32.
@@ -155,9 +155,8 @@ Balance find_balance(const Rows & rows, int64_t first, int64_t n, const Probes &
     balance.v_divisor.resize(balance.k_divisor.size());
     balance.k_weight.resize(h.n_kv_heads);
     balance.v_weight.resize(h.n_kv_heads);
-    parallel(h.n_kv_heads, [&](int head) {
-        balance_head(rows, first, n, head, probes, scores, output_norms, h, balance);
-    });
+    parallel(h.n_kv_heads,
+             [&](int head) { balance_head(rows, first, n, head, probes, scores, output_norms, h, balance); });
     return balance;
 }
 

@@ -125,8 +125,8 @@ std::shared_ptr<const Segment> Compressor::compress(int layer, const Rows & rows
     }
     if (policy_->k_divisor == Divisor::balance) {
         segment->balance = balance ? std::move(balance)
-                                   : std::make_shared<Balance>(find_balance(rows, first, n, probes, scores,
-                                                                            norms_.of(layer), h_, parallel));
+                                   : std::make_shared<Balance>(
+                                         find_balance(rows, first, n, probes, scores, norms_.of(layer), h_, parallel));
     }
     if (policy_->v_divisor == Divisor::normalizer) {
         segment->v_divisor = find_normalizer(rows, first, n, h_);
@@ -142,9 +142,7 @@ std::shared_ptr<const Segment> Compressor::compress(int layer, const Rows & rows
                                      tiers.data()};
     segment->data.resize(ggml_zipcache_segment_bytes(&f, n, tiers.data()));
     ggml_zipcache_quantize_kv_begin(&f, &args, segment->data.data());
-    parallel(h_.n_kv_heads, [&](int head) {
-        ggml_zipcache_quantize_kv_head(&f, &args, head, segment->data.data());
-    });
+    parallel(h_.n_kv_heads, [&](int head) { ggml_zipcache_quantize_kv_head(&f, &args, head, segment->data.data()); });
     return segment;
 }
 

@@ -120,10 +120,9 @@ void KvCache::refresh(int index) {
     for (const SegmentUse & use : segments) {
         const Segment & s = *use.segment;
         const bool whole = use.whole();
-        layer.segment_views.push_back({s.format, s.data.data(), s.keys_divisor(), s.values_divisor(),
-                                       whole ? nullptr : use.places->data(),
-                                       ggml_zipcache_segment_places(s.format, s.data.data()), use.first_seen,
-                                       use.last_seen});
+        layer.segment_views.push_back(
+            {s.format, s.data.data(), s.keys_divisor(), s.values_divisor(), whole ? nullptr : use.places->data(),
+             ggml_zipcache_segment_places(s.format, s.data.data()), use.first_seen, use.last_seen});
     }
     layer.view.n_segments = static_cast<int64_t>(layer.segment_views.size());
     layer.view.segments = layer.segment_views.data();
@@ -301,8 +300,8 @@ void KvCache::compress_window(int index, const Parallel & parallel) {
     const int64_t n = policy_->n_window, n_kept = n_window_ - n, capacity = layer.view.capacity, dim = h_->head_dim;
     const Rows rows = {n_window_, capacity, layer.view.k, layer.view.v, h_->window_of(index)};
     Made made;
-    auto segment = Compressor(policy_, *h_, *norms_)
-                       .compress(index, rows, 0, n, recorded_probes(index), layer.balance, parallel);
+    auto segment =
+        Compressor(policy_, *h_, *norms_).compress(index, rows, 0, n, recorded_probes(index), layer.balance, parallel);
     made.balance = segment->balance;
     made.segment = SegmentUse{std::move(segment), n_tokens_ - n_window_, 0, n, nullptr};
     made.n_window = n_kept;

@@ -14,7 +14,7 @@ struct KvStats {
     double bits = 0;      // bytes * 8 / elements
     double ratio = 0;     // 16 / bits: how much smaller than exact f16
     int64_t n_tokens = 0;
-    size_t compressed_bytes = 0;  // of compressed tokens: codes, parameters, order, transforms
+    size_t compressed_bytes = 0;     // of compressed tokens: codes, parameters, order, transforms
     size_t compressed_elements = 0;  // seen or not: a segment goes when its last token is no longer seen
     double compressed_bits = 0;
 };

@@ -6,11 +6,11 @@ namespace zipcache {
 
 // How a session keeps its keys and values; python/zipcache_rt/options.py tells what each means.
 struct KvOptions {
-    std::string policy = "auto";  // auto, zipcache, uniform, q8_0, q4_0, f16
-    double bits = 0;              // auto: all-in budget; uniform: bits of a code; 0: the policy's own
-    double ratio = 0.6;           // share of salient tokens
-    int high_bits = 4;            // of salient tokens
-    int low_bits = 2;             // of regular tokens
+    std::string policy = "auto";           // auto, zipcache, uniform, q8_0, q4_0, f16
+    double bits = 0;                       // auto: all-in budget; uniform: bits of a code; 0: the policy's own
+    double ratio = 0.6;                    // share of salient tokens
+    int high_bits = 4;                     // of salient tokens
+    int low_bits = 2;                      // of regular tokens
     std::string saliency = "normalized";   // normalized, accumulated, recent, random
     std::string probes = "random+recent";  // random+recent, random, recent, all
     double random_probes = 0.05;           // share of tokens

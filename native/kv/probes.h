@@ -31,5 +31,4 @@ struct Rows {
     int sliding_window;  // 0: a row sees all before it
 };
 
-
 }  // namespace zipcache

@@ -102,7 +102,8 @@ class Session:
     def decode(self, token: int) -> None: ...
     def score(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]: ...
     def kv_stats(self) -> dict[str, Any]:
-        """{"bytes", "elements", "bits", "ratio", "n_tokens", "compressed_bytes", "compressed_elements", "compressed_bits"}"""
+        """{"bytes", "elements", "bits", "ratio", "n_tokens", "compressed_bytes", "compressed_elements",
+        "compressed_bits"}"""
     def stats(self) -> dict[str, float]:
         """{"prefill_tokens", "prefill_seconds", "decode_tokens", "decode_seconds"} since the session began"""
     def fork(self) -> Session: ...

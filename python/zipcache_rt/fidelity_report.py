@@ -165,8 +165,11 @@ class Report:
         )
 
     def table(self) -> Table:
-        bits = "bits: all-in, of compressed tokens; all bits: with the uncompressed window."
-        caption = f"{bits}\nKL(f16 || policy) in nats, its mean first. ±: 95 % confidence, {INTERVAL.partition(':')[0]}.\n{cli.machine()}"
+        caption = (
+            "bits: all-in, of compressed tokens; all bits: with the uncompressed window.\n"
+            f"KL(f16 || policy) in nats, its mean first. ±: 95 % confidence, {INTERVAL.partition(':')[0]}.\n"
+            f"{cli.machine()}"
+        )
         table = Table(title=Styled(self.title), caption=Styled(caption))
         table.add_column("policy", no_wrap=True)
         heads = ("bits", "all bits", "ratio", "KL", "±", "median", "99.9 %", "max", "same top", "ppl", "/ f16")

@@ -59,9 +59,8 @@ class KvOptions:
         self.to_core()
         for name, value in (("bits", self.bits), ("window", self.window), ("recent", self.recent)):
             if value is not None and (value < 0 or (value == 0 and name == "bits")):
-                raise _core.ArgumentError(
-                    f"the KV option {name} is {value}; accepted: {'above 0' if name == 'bits' else '0 or more'}, or None"
-                )
+                accepted = "above 0" if name == "bits" else "0 or more"
+                raise _core.ArgumentError(f"the KV option {name} is {value}; accepted: {accepted}, or None")
 
     @classmethod
     def parse(cls, text: str) -> KvOptions:

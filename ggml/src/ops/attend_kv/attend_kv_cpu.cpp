@@ -163,8 +163,8 @@ void ggml_zipcache_attend_kv(const ggml_zipcache_layer * layer, const float * q,
     add_segments(*layer, q, split, n_splits, partial);
 }
 
-void ggml_zipcache_attend_kv_merge(const ggml_zipcache_layer * layer, const float * partial, int n_splits,
-                                   float * out, float * log_sum) {
+void ggml_zipcache_attend_kv_merge(const ggml_zipcache_layer * layer, const float * partial, int n_splits, float * out,
+                                   float * log_sum) {
     const int dim = layer->head_dim;
     const int64_t stride = int64_t(layer->n_heads) * (dim + 2);
     for (int head = 0; head < layer->n_heads; ++head, partial += dim + 2, out += dim) {

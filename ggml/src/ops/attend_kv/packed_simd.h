@@ -112,9 +112,8 @@ constexpr int plane_low(int plane) {
 // Bits [Shift, Shift + W) of each byte of `from`, moved to bit Low.
 template <int W, int Shift, int Low>
 inline __m256i plane_bits(__m256i from) {
-    const __m256i moved =
-        Shift >= Low ? _mm256_srli_epi16(from, Shift >= Low ? Shift - Low : 0)
-                     : _mm256_slli_epi16(from, Shift >= Low ? 0 : Low - Shift);
+    const __m256i moved = Shift >= Low ? _mm256_srli_epi16(from, Shift >= Low ? Shift - Low : 0)
+                                       : _mm256_slli_epi16(from, Shift >= Low ? 0 : Low - Shift);
     return _mm256_and_si256(moved, _mm256_set1_epi8(static_cast<char>(((1 << W) - 1) << Low)));
 }
 
@@ -366,11 +365,11 @@ struct Head {
             folded = params.data;
         }
         alignas(32) int32_t sums[Queries * kMaxPlaces];
-        with_bits(bits, [&](auto b) {
-            key_dots<Ops, Queries, b.value>(block.k, block.n_places, dim, 0, dim, q8, sums);
-        });
+        with_bits(bits,
+                  [&](auto b) { key_dots<Ops, Queries, b.value>(block.k, block.n_places, dim, 0, dim, q8, sums); });
         for (int i = 0; i < Queries; ++i) {
-            const Avx2 scale = Avx2::set(q_scale[i]), constant = Avx2::set(q_constant[i] + q_lost[i] * levels(bits) / 2);
+            const Avx2 scale = Avx2::set(q_scale[i]),
+                       constant = Avx2::set(q_constant[i] + q_lost[i] * levels(bits) / 2);
             for (int p = 0; p < block.n_places; p += 8) {
                 const auto * s = reinterpret_cast<const __m256i *>(sums + i * kMaxPlaces + p);
                 Avx2::fma({_mm256_cvtepi32_ps(_mm256_load_si256(s))}, scale, constant)

@@ -48,7 +48,8 @@ struct Side {
 };
 
 // The transformed rows of a head: (x / divisor) H, in the order of the places.
-void load(Side & side, const uint16_t * rows, const float * divisor, const std::vector<std::vector<uint32_t>> & tokens) {
+void load(Side & side, const uint16_t * rows, const float * divisor,
+          const std::vector<std::vector<uint32_t>> & tokens) {
     const int dim = side.dim;
     std::vector<float> inverse(dim, 1.0f);
     for (int c = 0; divisor && c < dim; ++c) {
