@@ -132,7 +132,7 @@ TINY_KV = {
     "auto": KvOptions("auto", window=16, recent=8),
     "narrow": KvOptions("auto", bits=2.2, window=16, recent=8, per_head=True),
     "zipcache": KvOptions("zipcache", window=16),
-    "evicting": KvOptions("zipcache", low_bits=0, window=16, per_head=True, probes="all"),
+    "evicting": KvOptions("zipcache", low_bits=0, window=16, probes="all"),
     "q4_0": KvOptions("q4_0", window=16),
 }
 

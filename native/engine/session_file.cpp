@@ -240,7 +240,7 @@ void SessionFile::write_layer(ByteWriter & out, const KvCache & cache, const KvC
         out.array(s.data);
     }
     for (const uint16_t * rows : {layer.view.k, layer.view.v}) {
-        for (int head = 0; head < h.n_kv_heads; ++head) {
+        for (int head = 0; rows && head < h.n_kv_heads; ++head) {  // an empty window has no memory
             out.bytes(rows + head * layer.view.capacity * h.head_dim, cache.n_window_ * h.head_dim * sizeof(uint16_t));
         }
     }
@@ -322,7 +322,7 @@ void SessionFile::read_layer(ByteReader & in, KvCache & cache, int index, int64_
     read_segments(in, cache, index, n_tokens);
     cache.refresh(index);
     for (ggml_tensor * rows : {layer.window.k, layer.window.v}) {
-        for (int head = 0; head < h.n_kv_heads; ++head) {
+        for (int head = 0; rows && head < h.n_kv_heads; ++head) {  // an empty window has no memory
             in.bytes(static_cast<char *>(rows->data) + head * rows->nb[2],
                      cache.n_window_ * h.head_dim * sizeof(uint16_t), "its uncompressed tokens");
         }

@@ -45,7 +45,7 @@ class KvOptions:
     seed: int = 0  # of the random probes
 
     def __post_init__(self) -> None:
-        for name, accepted in (
+        for name, known in (
             ("policy", KV_POLICIES),
             ("saliency", SALIENCIES),
             ("probes", PROBES),
@@ -53,9 +53,9 @@ class KvOptions:
             ("values", VALUE_GRANULARITIES),
         ):
             value = getattr(self, name)
-            if value not in accepted:
+            if value not in known:
                 name = "KV policy" if name == "policy" else f"KV option {name}"
-                raise _core.ArgumentError(f"the {name} is {value!r}; accepted: {', '.join(accepted)}")
+                raise _core.ArgumentError(f"the {name} is {value!r}; accepted: {', '.join(known)}")
         self.to_core()
         for name, value in (("bits", self.bits), ("window", self.window), ("recent", self.recent)):
             if value is not None and (value < 0 or (value == 0 and name == "bits")):
