@@ -79,9 +79,8 @@ def check_stats(session: Session, *, all_seen: bool = True) -> None:
     assert kv.n_tokens == session.n_past == len(session.tokens)
     assert kv.elements <= kv.n_tokens * width and (not all_seen or kv.elements == kv.n_tokens * width)
     assert 0 <= kv.compressed_bytes <= kv.bytes
-    if all_seen:
-        assert 0 <= kv.compressed_elements <= kv.elements
-        assert kv.compressed_bytes + 2 * (kv.elements - kv.compressed_elements) <= kv.bytes
+    # a segment that is cut keeps its tokens, so there may be more of them than are seen
+    assert kv.compressed_bytes + 2 * max(0, kv.elements - kv.compressed_elements) <= kv.bytes
     assert kv.bits == pytest.approx(8 * kv.bytes / kv.elements)
     assert kv.ratio == pytest.approx(16 / kv.bits)
     assert (kv.compressed_bytes > 0) == (kv.compressed_elements > 0)
