@@ -212,7 +212,7 @@ std::shared_ptr<const Policy> make_policy(const KvOptions & o, const HParams & h
     p->saliency = saliency_named(o);
     const Name name = name_of(o);
     p->n_window = o.window > 0 ? o.window : 100;
-    p->n_recent = o.recent >= 0 ? o.recent : name == Name::automatic ? 32 : 0;
+    p->n_recent = o.recent >= 0 ? o.recent : name == Name::automatic ? 64 : 0;
     switch (name) {
         case Name::automatic: automatic(o, h, *p); break;
         case Name::zipcache:

@@ -41,7 +41,7 @@ class KvOptions:
     rotate: bool = False  # q8_0, q4_0, uniform, zipcache: store keys and values through a Walsh-Hadamard matrix
     per_head: bool = False  # zipcache: rank the tokens of each KV head apart
     window: int | None = None  # tokens that stay uncompressed until as many have come (100)
-    recent: int | None = None  # newest tokens that are never compressed (auto: 32, else 0)
+    recent: int | None = None  # newest tokens that are never compressed (auto: 64, else 0)
     seed: int = 0  # of the random probes
 
     def __post_init__(self) -> None:
