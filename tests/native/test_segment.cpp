@@ -320,8 +320,9 @@ TEST(attend_kv_over_segments_stays_near_the_reference) {
         total_log_sum += d.log_sum;
         most = std::max(most, d.output);
         most_log_sum = std::max(most_log_sum, d.log_sum);
-        // a query and probabilities of 8 bits against random keys of as little as one bit; seen up to 0.2
-        if (!(d.output < 0.5 && d.log_sum < 0.25 && d.splits < 1e-3)) {
+        // a query and probabilities of 8 bits against random keys and values of as little as one bit: 0.2 in hundreds of
+        // cases, 0.75 in ten thousand
+        if (!(d.output < 1 && d.log_sum < 0.25 && d.splits < 1e-3)) {
             fail(s, std::to_string(d.output) + ", log sum " + std::to_string(d.log_sum) + ", splits " +
                         std::to_string(d.splits));
         }
