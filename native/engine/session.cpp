@@ -75,7 +75,7 @@ class Session::Turn {
     bool done_ = false;
 };
 
-Session::Session(std::shared_ptr<Model> model, int64_t n_ctx, const KvOptions & kv)
+Session::Session(const std::shared_ptr<Model> & model, int64_t n_ctx, const KvOptions & kv)
     : Session(model, n_ctx, make_policy(kv, model->hparams())) {}
 
 Session::Session(std::shared_ptr<Model> model, int64_t n_ctx, std::shared_ptr<const Policy> policy)

@@ -25,7 +25,7 @@ class Session {
     static constexpr int64_t kStretch = 32768;  // tokens that pass the layers together; bounds the hidden states
 
     // n_ctx 0: what the model was trained for. Throws ArgumentError for more than that, or for an unknown policy.
-    Session(std::shared_ptr<Model> model, int64_t n_ctx, const KvOptions & kv);
+    Session(const std::shared_ptr<Model> & model, int64_t n_ctx, const KvOptions & kv);
     Session(std::shared_ptr<Model> model, int64_t n_ctx, std::shared_ptr<const Policy> policy);
 
     // Appends n_tokens >= 1 tokens to the cache; logits() are then those after the last one.

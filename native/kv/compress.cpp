@@ -16,8 +16,10 @@ std::vector<uint8_t> top_ratio(const std::vector<float> & saliency, int64_t n, d
     for (size_t rank = 0; rank < saliency.size(); rank += n) {
         std::vector<int64_t> order(n);
         std::iota(order.begin(), order.end(), 0);
-        std::stable_sort(order.begin(), order.end(),
-                         [&](int64_t a, int64_t b) { return saliency[rank + a] > saliency[rank + b]; });
+        std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+            const float x = saliency[rank + a], y = saliency[rank + b];
+            return x > y || (x == y && a < b);
+        });
         for (int64_t i = 0; i < n_salient; ++i) {
             tiers[rank + order[i]] = 0;
         }

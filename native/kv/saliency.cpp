@@ -94,6 +94,9 @@ std::vector<float> saliency_of(const Policy & policy, const Scores & scores, con
                 if (policy.saliency == Saliency::normalized) {
                     saliency[i] /= std::max(1.0f, scores.seen[t]);
                 }
+                if (!(saliency[i] >= 0)) {  // a broken model's NaN must not reach a sort
+                    saliency[i] = 0;
+                }
         }
     }
     return saliency;

@@ -20,6 +20,7 @@ struct Tier {
 
 std::vector<Tier> tiers_of(const ggml_zipcache_format & f) {
     std::vector<Tier> tiers;
+    tiers.reserve(f.n_tiers);
     for (int t = 0; t < f.n_tiers; ++t) {
         tiers.push_back({float(distortion(f.k.bits[t], f.k.shrink[t])), float(distortion(f.v.bits[t], f.v.shrink[t])),
                          float(f.k.bits[t] + f.v.bits[t])});

@@ -22,7 +22,7 @@ void test_failed(const char * file, int line, const std::string & what) {
 
 int n_cases(int usual) {
     const char * wanted = std::getenv("ZIPCACHE_TEST_CASES");
-    return wanted ? std::atoi(wanted) : usual;
+    return wanted ? static_cast<int>(std::strtol(wanted, nullptr, 10)) : usual;
 }
 
 unsigned test_seed() {

@@ -19,17 +19,17 @@ TEST(score_probes_matches_the_reference) {
         p.k_stride = p.n_tokens + int64_t(random() % 4);
         p.sliding_window = random() % 3 == 0 ? 1 + int(random() % p.n_tokens) : 0;
         const int64_t n_probes = 1 + int64_t(random() % 60);
-        std::vector<ggml_fp16_t> k;
-        for (int64_t j = 0; j < p.n_kv_heads * p.k_stride * p.head_dim; ++j) {
-            k.push_back(ggml_fp32_to_fp16(normal(random)));
+        std::vector<ggml_fp16_t> k(p.n_kv_heads * p.k_stride * p.head_dim);
+        for (ggml_fp16_t & x : k) {
+            x = ggml_fp32_to_fp16(normal(random));
         }
         std::vector<float> q(n_probes * p.n_heads * p.head_dim);
         for (float & x : q) {
             x = 3 * normal(random);
         }
-        std::vector<int64_t> position;
-        for (int64_t j = 0; j < n_probes; ++j) {
-            position.push_back(int64_t(random() % p.n_tokens));
+        std::vector<int64_t> position(n_probes);
+        for (int64_t & x : position) {
+            x = int64_t(random() % p.n_tokens);
         }
         p.k = k.data();
         p.q = q.data();

@@ -320,8 +320,8 @@ TEST(attend_kv_over_segments_stays_near_the_reference) {
         total_log_sum += d.log_sum;
         most = std::max(most, d.output);
         most_log_sum = std::max(most_log_sum, d.log_sum);
-        // a query and probabilities of 8 bits against random keys and values of as little as one bit: 0.2 in hundreds of
-        // cases, 0.75 in ten thousand
+        // a query and probabilities of 8 bits against random keys and values of as little as one bit: 0.2 in hundreds
+        // of cases, 0.75 in ten thousand
         if (!(d.output < 1 && d.log_sum < 0.25 && d.splits < 1e-3)) {
             fail(s, std::to_string(d.output) + ", log sum " + std::to_string(d.log_sum) + ", splits " +
                         std::to_string(d.splits));
@@ -357,6 +357,7 @@ TEST(heads_and_splits_run_side_by_side) {
         const auto in_turn = s.segment;
         auto side_by_side = [](int n, auto task) {
             std::vector<std::thread> threads;
+            threads.reserve(n);
             for (int j = 0; j < n; ++j) {
                 threads.emplace_back([&task, j] { task(j); });
             }

@@ -169,7 +169,8 @@ void encode(const Side & side, const float * x, int n, int n_places, int bits, c
         }
         for (int c = 0; c < dim; ++c) {
             const float code = (x[c] - low[c]) * inverse[c];
-            codes[c] = static_cast<uint8_t>(static_cast<int>(std::min(std::max(0.0f, code), most) + 0.5f));
+            const float nearest = std::min(std::max(0.0f, code), most) + 0.5f;  // truncated next; lround() is a call
+            codes[c] = static_cast<uint8_t>(static_cast<int>(nearest));
         }
     }
 }
