@@ -226,12 +226,16 @@ void KvCache::commit(int64_t n_new) {
         n_window_ += n_new;
         return;
     }
-    const int64_t n_window = layers_[0].made.value().n_window;  // every layer made as many
-    grow_windows(n_window);                                     // first: memory may run out
+    const std::optional<Made> & any = layers_[0].made;  // every layer made as many
+    const int64_t n_window = any ? any->n_window : 0;
+    grow_windows(n_window);  // first: memory may run out
     n_tokens_ += n_new;
     for (int i = 0; i < h_->n_layers; ++i) {
         Layer & layer = layers_[i];
-        Made & made = layer.made.value();
+        if (!layer.made) {
+            continue;
+        }
+        Made & made = *layer.made;
         copy_rows(made.k.data(), n_window, data_of(layer.window.k), layer.view.capacity, n_window, *h_);
         copy_rows(made.v.data(), n_window, data_of(layer.window.v), layer.view.capacity, n_window, *h_);
         if (made.segment) {
