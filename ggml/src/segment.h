@@ -188,11 +188,10 @@ inline float levels(int bits) {
     return static_cast<float>((1 << bits) - 1);
 }
 
-inline Params params_of(const ggml_zipcache_format & f, const ggml_zipcache_side & side, int tier, const uint8_t * data,
-                        int64_t n, float range_unit, float mid_unit) {
+inline Params params_of(const ggml_zipcache_side & side, int tier, const uint8_t * data, int64_t n, float range_unit,
+                        float mid_unit) {
     const int bits = side.bits[tier];
     const float shrink = side.shrink[tier];
-    (void) f;
     return {data,
             side.params,
             n,
@@ -260,8 +259,7 @@ inline Params find_params(const HeadView & view, const ggml_zipcache_side & side
         data = view.segment + (is_key ? l.k_shared : l.v_shared) + place * int64_t(sizeof(Pair));
         n = n_places;
     }
-    return params_of(f, side, tier, data, n, is_key ? units.k_range : units.v_range,
-                     is_key ? units.k_mid : units.v_mid);
+    return params_of(side, tier, data, n, is_key ? units.k_range : units.v_range, is_key ? units.k_mid : units.v_mid);
 }
 
 // Calls visit(Block) for one of n_parts equal runs of the blocks of a head, in order. turn: which part gets the blocks
@@ -269,10 +267,7 @@ inline Params find_params(const HeadView & view, const ggml_zipcache_side & side
 template <class Visit>
 void for_blocks(const HeadView & view, int part, int n_parts, int turn, Visit && visit) {
     const auto & f = view.f;
-    int64_t total = 0;
-    for (int tier = 0; tier < f.n_tiers; ++tier) {
-        total += evicts(f, tier) ? 0 : (view.table.counts[tier] + f.group - 1) / f.group;
-    }
+    const int64_t total = n_blocks(view);
     const int64_t begin = (total * part + turn % n_parts) / n_parts;
     const int64_t end = part + 1 == n_parts ? total : (total * (part + 1) + turn % n_parts) / n_parts;
     int64_t place = 0, number = 0;  // of the tier's first block
