@@ -127,7 +127,9 @@ def test_auto_keeps_its_budget_on_text(smollm2: Model, text: list[int]) -> None:
     session = opened(smollm2, "auto")
     session.prefill(text[:1200])
     kv = session.kv_stats()
-    assert kv.compressed_bits == pytest.approx(3.3, abs=0.1) and kv.ratio > 2.9
+    assert (
+        kv.compressed_bits == pytest.approx(3.3, abs=0.1) and kv.ratio > 2.8
+    )  # 164 of the 1,200 tokens may stay uncompressed
 
 
 # ---- what it computes ----

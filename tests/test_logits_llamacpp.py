@@ -16,7 +16,7 @@ from helpers import models
 from helpers.compare import mean_kl, top1_agreement
 from helpers.dequantize import dequantize
 from helpers.llama_cpp_oracle import teacher_forced_logits
-from zipcache_rt import Model
+from zipcache_rt import KvOptions, Model
 
 N_TOKENS = 200
 TEXT = (Path(__file__).parent / "test_api.py").read_text()[:1500] + (
@@ -38,7 +38,7 @@ def test_logits_match_llama_cpp(name: str, tmp_path: Path) -> None:
     tokens = np.array(model.tokenize(TEXT)[:N_TOKENS], np.int32)
     assert len(tokens) == N_TOKENS
     expected = teacher_forced_logits(path, tokens)
-    got = model.session().score(tokens)
+    got = model.session(kv=KvOptions("f16")).score(tokens)
     print(f"{name}: mean KL {mean_kl(expected, got):.2e}, top-1 agreement {top1_agreement(expected, got):.4f}")
     assert mean_kl(expected, got) <= 1e-3
     assert top1_agreement(expected, got) >= 0.99

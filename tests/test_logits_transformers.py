@@ -7,7 +7,7 @@ import pytest
 
 from helpers import numpy_forward, tiny_models
 from helpers.compare import mean_kl
-from zipcache_rt import Model
+from zipcache_rt import KvOptions, Model
 
 pytest.importorskip("torch", reason="the extra 'oracle' (torch, transformers) is not installed")
 pytest.importorskip("transformers", reason="the extra 'oracle' (torch, transformers) is not installed")
@@ -21,9 +21,9 @@ def test_logits_match_transformers(name: str, tmp_path: Path) -> None:
     model = Model(tiny_models.write(tmp_path / "tiny.gguf", shape, weights), threads=2)
     tokens = np.random.default_rng(1).integers(0, tiny_models.N_VOCAB, 200).astype(np.int32)
     expected = transformers_forward.logits(shape, weights, tokens)
-    assert mean_kl(expected, model.session().score(tokens)) <= 1e-4
+    assert mean_kl(expected, model.session(kv=KvOptions("f16")).score(tokens)) <= 1e-4
     # the NumPy forward that stands in for transformers in test_architectures.py
     assert mean_kl(expected, numpy_forward.logits(shape, weights, tokens)) <= 1e-6
-    session = model.session()
+    session = model.session(kv=KvOptions("f16"))
     session.prefill(tokens)
     assert mean_kl(expected[-1:], session.logits[None]) <= 1e-4
