@@ -161,6 +161,15 @@ int64_t KvCache::copy_past(int index, Window & to, const Parallel & parallel) co
     return at + n_window_;
 }
 
+// The rows from `first` on stay uncompressed: made.n_window of them.
+void KvCache::keep_window(Made & made, const Rows & rows, int64_t first) const {
+    const int64_t n = made.n_window;
+    made.k.resize(n * h_->n_kv_heads * h_->head_dim);
+    made.v.resize(made.k.size());
+    copy_rows(rows.k + first * h_->head_dim, rows.stride, made.k.data(), n, n, *h_);
+    copy_rows(rows.v + first * h_->head_dim, rows.stride, made.v.data(), n, n, *h_);
+}
+
 PrefillRows KvCache::begin_prefill(int layer, int64_t n_new, const Parallel & parallel) {
     if (!policy_->compresses) {
         grow_windows(n_window_ + n_new);
@@ -186,6 +195,8 @@ void KvCache::end_prefill(int index, int64_t n_new, const std::vector<int64_t> &
     Layer & layer = layers_[index];
     const int64_t n_rows = past_rows_ + n_new, n_open = n_window_ + n_new;
     const int64_t sliding = h_->window_of(index);
+    const Rows rows = {n_rows, scratch_.capacity(), data_of(scratch_.k), data_of(scratch_.v),
+                       static_cast<int>(sliding)};
     Made made;
     made.balance = layer.balance;
     made.n_window = n_open;
@@ -195,8 +206,6 @@ void KvCache::end_prefill(int index, int64_t n_new, const std::vector<int64_t> &
         if (sliding > 0) {  // what the next token cannot see any more
             n = std::min(n, std::max<int64_t>(0, sliding - 1 - made.n_window));
         }
-        const Rows rows = {n_rows, scratch_.capacity(), data_of(scratch_.k), data_of(scratch_.v),
-                           static_cast<int>(sliding)};
         const int64_t first = n_rows - made.n_window - n;
         Probes p;
         for (int64_t probe : probes) {
@@ -212,11 +221,7 @@ void KvCache::end_prefill(int index, int64_t n_new, const std::vector<int64_t> &
             made.segment = SegmentUse{std::move(segment), n_tokens_ + n_new - made.n_window - n, 0, n, nullptr};
         }
     }
-    const int64_t at = (n_rows - made.n_window) * h_->head_dim;
-    made.k.resize(made.n_window * h_->n_kv_heads * h_->head_dim);
-    made.v.resize(made.k.size());
-    copy_rows(data_of(scratch_.k) + at, scratch_.capacity(), made.k.data(), made.n_window, made.n_window, *h_);
-    copy_rows(data_of(scratch_.v) + at, scratch_.capacity(), made.v.data(), made.n_window, made.n_window, *h_);
+    keep_window(made, rows, n_rows - made.n_window);
     layer.made = std::move(made);
 }
 
@@ -301,18 +306,15 @@ Probes KvCache::recorded_probes(int index) const {
 
 void KvCache::compress_window(int index, const Parallel & parallel) {
     Layer & layer = layers_[index];
-    const int64_t n = policy_->n_window, n_kept = n_window_ - n, capacity = layer.view.capacity, dim = h_->head_dim;
-    const Rows rows = {n_window_, capacity, layer.view.k, layer.view.v, h_->window_of(index)};
+    const int64_t n = policy_->n_window;
+    const Rows rows = {n_window_, layer.view.capacity, layer.view.k, layer.view.v, h_->window_of(index)};
     Made made;
     auto segment =
         Compressor(policy_, *h_, *norms_).compress(index, rows, 0, n, recorded_probes(index), layer.balance, parallel);
     made.balance = segment->balance;
     made.segment = SegmentUse{std::move(segment), n_tokens_ - n_window_, 0, n, nullptr};
-    made.n_window = n_kept;
-    made.k.resize(n_kept * h_->n_kv_heads * dim);
-    made.v.resize(made.k.size());
-    copy_rows(layer.view.k + n * dim, capacity, made.k.data(), n_kept, n_kept, *h_);
-    copy_rows(layer.view.v + n * dim, capacity, made.v.data(), n_kept, n_kept, *h_);
+    made.n_window = n_window_ - n;
+    keep_window(made, rows, n);
     layer.made = std::move(made);
 }
 
@@ -332,8 +334,8 @@ void KvCache::make_room(const Parallel & parallel) {
     }
     grow_windows(n_window_ + 1);
     aim_probes();
-    if (h_->sliding_window > 0) {
-        for (int i = 0; i < h_->n_layers; ++i) {
+    for (int i = 0; i < h_->n_layers; ++i) {
+        if (h_->window_of(i) > 0) {
             refresh(i);
         }
     }

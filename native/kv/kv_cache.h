@@ -117,6 +117,7 @@ class KvCache {
     void refresh(int layer);
     void hide(SegmentUse & use, int64_t first_seen, int64_t last_seen) const;
     int64_t copy_past(int layer, Window & to, const Parallel & parallel) const;
+    void keep_window(Made & made, const Rows & rows, int64_t first) const;
     void compress_window(int layer, const Parallel & parallel);
     Probes recorded_probes(int layer) const;
     void choose_slots();

@@ -65,7 +65,7 @@ inline bool vectorizes(const ggml_zipcache_format & f) {
     return f.head_dim % 8 == 0 && f.head_dim <= 512 && fits(f.k) && fits(f.v);
 }
 
-// Attention over blocks phase, phase + stride, ... of one segment by plain loops, added to partial
+// Attention over one whole segment by plain loops, added to partial
 // [n_heads, head_dim + 2]. Defined in attend_kv_ref.cpp.
 void add_segment_ref(const ggml_zipcache_layer & layer, const ggml_zipcache_segment & segment, const float * q,
                      float * partial);

@@ -31,18 +31,13 @@ Pair pair_of(const Range & range, int bits) {
     return {ggml_fp32_to_fp16(width / levels(bits)), low};
 }
 
-struct TokenPlace {
-    uint32_t token;
-    int tier;
-};
-
 // One side (K or V) of one KV head, its rows in the order of the places.
 struct Side {
     const ggml_zipcache_format & f;
     const ggml_zipcache_side & how;
     bool is_key;
     int dim = f.head_dim;
-    std::vector<float> x{};  // [n_places, dim], transformed; padding repeats nothing and holds zeros
+    std::vector<float> x{};  // [n_places, dim], transformed; padding holds zeros
 
     float * row(int64_t place) { return &x[place * dim]; }
 };
@@ -241,14 +236,6 @@ void write_side(const HeadView & view, Side & side, uint8_t * segment) {
     });
 }
 
-std::vector<std::vector<uint32_t>> by_tier(const ggml_zipcache_format & f, const uint8_t * tier, int64_t n_tokens) {
-    std::vector<std::vector<uint32_t>> tokens(f.n_tiers);
-    for (int64_t t = 0; t < n_tokens; ++t) {
-        tokens[tier[t]].push_back(static_cast<uint32_t>(t));
-    }
-    return tokens;
-}
-
 // Counts of tokens of each head, the places all heads take, and the bytes of the whole.
 struct Plan {
     std::vector<std::vector<int64_t>> counts;  // [n_orders, n_tiers]
@@ -297,7 +284,7 @@ void write_tables(const ggml_zipcache_format & f, const Plan & plan, int64_t n_t
 void write_shared_params(const ggml_zipcache_format & f, const ggml_zipcache_rows & rows, bool key, uint8_t * to) {
     const auto & how = key ? f.k : f.v;
     const HeadView view(f, to, 0);
-    const auto tokens = by_tier(f, rows.tier, rows.n_tokens);
+    const auto tokens = tier_tokens(view);
     std::vector<Range> ranges(header_of(to).n_places);
     for (int head = 0; head < f.n_kv_heads; ++head) {
         Side side = {f, how, key};
@@ -358,8 +345,8 @@ void ggml_zipcache_quantize_kv_begin(const ggml_zipcache_format * format, const 
 void ggml_zipcache_quantize_kv_head(const ggml_zipcache_format * format, const ggml_zipcache_rows * rows, int kv_head,
                                     uint8_t * to) {
     const auto & f = *format;
-    const auto tokens = by_tier(f, rows->tier + (f.same_order ? 0 : kv_head * rows->n_tokens), rows->n_tokens);
     const HeadView view(f, to, kv_head);
+    const auto tokens = tier_tokens(view);
     const int64_t row = kv_head * rows->stride * f.head_dim, channel = int64_t(kv_head) * f.head_dim;
     Side k = {f, f.k, true};
     load(k, rows->k + row, rows->k_divisor ? rows->k_divisor + channel : nullptr, tokens);
