@@ -6,7 +6,7 @@
 #include "common/error.h"
 #include "engine/session.h"
 #include "ggml-cpu.h"
-#include "kv/kv_cache.h"
+#include "kv/kv_plan.h"
 #include "model/fingerprint.h"
 #include "model/vocab.h"
 
@@ -78,7 +78,8 @@ void Model::check_tokens(const int32_t * tokens, size_t n_tokens) const {
     }
 }
 
-MemoryPlan plan_memory(const std::shared_ptr<const GgufFile> & file, int64_t n_ctx, bool repack) {
+MemoryPlan plan_memory(const std::shared_ptr<const GgufFile> & file, int64_t n_ctx, bool repack,
+                       const KvOptions & kv) {
     const auto network = plan_network(file, repack);
     const HParams & h = network->h;
     if (n_ctx <= 0) {
@@ -91,10 +92,11 @@ MemoryPlan plan_memory(const std::shared_ptr<const GgufFile> & file, int64_t n_c
     plan.n_ctx = n_ctx;
     plan.weights_mapped = network->storage->mapped_bytes();
     plan.weights_repacked = network->storage->repacked_bytes();
-    plan.kv_bytes = f16_cache_bytes(h, n_ctx);
+    const KvPlan cache = plan_kv(*make_policy(kv, h), h, n_ctx);
+    plan.kv_bytes = cache.cache_bytes;
     // hidden states of a stretch, the attention mask of a chunk, four rows of the widest activation, logits
     plan.scratch_bytes = size_t(stretch * h.n_embd + 4 * chunk * widest + h.n_vocab) * sizeof(float) +
-                         size_t(chunk * n_ctx) * sizeof(ggml_fp16_t);
+                         size_t(chunk * n_ctx) * sizeof(ggml_fp16_t) + cache.prefill_bytes;
     return plan;
 }
 

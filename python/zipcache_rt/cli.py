@@ -44,13 +44,17 @@ def add_model_options(parser: argparse.ArgumentParser, *, kv: bool = True) -> No
     parser.add_argument("--threads", type=int, help="threads to compute with (default: one a core)")
     parser.add_argument("--ctx", type=int, help="most tokens the context holds (default: what the model allows)")
     if kv:
-        parser.add_argument(
-            "--kv",
-            default="auto",
-            metavar=KV_FORM,
-            help=f"how the KV cache is kept: {', '.join(KV_POLICIES)} (default: %(default)s)",
-        )
+        add_kv_option(parser)
     parser.add_argument("--no-repack", action="store_true", help="run weights as the file lays them out")
+
+
+def add_kv_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kv",
+        default="auto",
+        metavar=KV_FORM,
+        help=f"how the KV cache is kept: {', '.join(KV_POLICIES)} (default: %(default)s)",
+    )
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
