@@ -78,8 +78,7 @@ void Model::check_tokens(const int32_t * tokens, size_t n_tokens) const {
     }
 }
 
-MemoryPlan plan_memory(const std::shared_ptr<const GgufFile> & file, int64_t n_ctx, bool repack,
-                       const KvOptions & kv) {
+MemoryPlan plan_memory(const std::shared_ptr<const GgufFile> & file, int64_t n_ctx, bool repack, const KvOptions & kv) {
     const auto network = plan_network(file, repack);
     const HParams & h = network->h;
     if (n_ctx <= 0) {

@@ -33,7 +33,7 @@ struct SegmentUse {
 struct PrefillRows {
     ggml_tensor * k = nullptr;  // [head_dim, capacity, n_kv_heads] f16
     ggml_tensor * v = nullptr;
-    int64_t n_past = 0;  // rows that are already there; all but the evicted, or the newest that a window sees
+    int64_t n_past = 0;         // rows that are already there; all but the evicted, or the newest that a window sees
     std::vector<int64_t> past;  // [n_past] rising: how far each stands from the first new token (-1: just before it);
                                 // empty: one after the other
 

@@ -372,8 +372,8 @@ TEST(attend_kv_adds_back_what_rounding_takes_on_average) {
         const ggml_zipcache_segment whole = {
             &s.format, s.segment.data(), s.k_divisor.data(), s.v_divisor.data(), nullptr, 0, 0, 0};
         const ggml_zipcache_segment segments[] = {whole, whole};
-        const ggml_zipcache_layer layer = {1,          1, dim,      1 / std::sqrt(float(dim)), 0,       s.stride, s.k.data(),
-                                           s.v.data(), 2, segments, nullptr,                   nullptr};
+        const ggml_zipcache_layer layer = {
+            1, 1, dim, 1 / std::sqrt(float(dim)), 0, s.stride, s.k.data(), s.v.data(), 2, segments, nullptr, nullptr};
         std::vector<float> partial(dim + 2), got(dim);
         float log_sum = 0;
         ggml_zipcache_attend_kv(&layer, q.data(), 1, 0, 1, partial.data());
