@@ -206,6 +206,9 @@ double worst_share(const Sample & s, bool keys) {
         if (side.params == GGML_ZIPCACHE_PARAMS_F16_SCALE || side.params == GGML_ZIPCACHE_PARAMS_F8_SCALE) {
             range = 2 * std::max(std::fabs(high), std::fabs(low));
         }
+        if (by_token && side.params == GGML_ZIPCACHE_PARAMS_F8_PAIR) {  // a middle is less than half a range from 0
+            range = std::max(range, std::max(std::fabs(high), std::fabs(low)) * 256 / 255);
+        }
         if (f8) {  // 4 mantissa bits, and a middle that may be off
             range *= 1.07 + 2.0 / 127;
             range += 2 * 3.5 * 2.5 / 127;
