@@ -1,0 +1,154 @@
+"""What a conversion will write, checked against what the checkpoint holds. Nothing is written before this is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gguf import GGMLQuantizationType
+
+from .._core import FileError, ModelError
+from .architectures import find_family
+from .architectures.family import Family, Metadata, Shape, read_shape, recipes
+from .checkpoint import ITEM_BYTES, Checkpoint, Stored, member
+from .config import Config, read_object, shown
+from .recipe import Recipe
+from .rope import read_rope
+from .tokenizer import read_tokenizer
+from .types import FILE_TYPES, n_bytes, plan_types
+
+
+@dataclass(frozen=True)
+class Step:
+    """A tensor to be written."""
+
+    recipe: Recipe
+    kind: GGMLQuantizationType
+    sources: tuple[Stored, ...]  # in the checkpoint; none for what is computed
+
+    @property
+    def n_bytes(self) -> int:
+        return n_bytes(self.recipe, self.kind)
+
+
+@dataclass(frozen=True)
+class Plan:
+    architecture: str
+    checkpoint: Checkpoint
+    metadata: dict[str, Any]  # by GGUF's whole keys
+    steps: tuple[Step, ...]
+    notices: tuple[str, ...]  # what the file will do otherwise than the checkpoint
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(step.n_bytes for step in self.steps)
+
+
+def make_plan(folder: Path, type_name: str) -> Plan:
+    """Raises FileError, ModelError or ArgumentError that names what is wrong with the checkpoint or the type."""
+    if not folder.is_dir():
+        raise FileError(f"{folder} is no folder; accepted: one as transformers saves it, with config.json")
+    whole = read_object(member(folder, "config.json"))
+    family = find_family(whole)
+    config = (whole.child("text_config") if family.text_config else whole).with_defaults(family.defaults)
+    whole.only("quantization_config", lambda x: x is None, "none: weights as bf16, f16 or f32")
+    shape = read_shape(config, family)
+    shape, notices = _within_window(config, family, shape)
+    rope = read_rope(config, family, shape)
+    metadata = _hyperparameters(family, shape) | family.metadata(config, shape) | rope.metadata
+    checkpoint = Checkpoint(folder)
+    made = [*recipes(family, config, shape, checkpoint), *rope.tensors]
+    _check(made, family, shape, checkpoint)
+    tokenizer = read_tokenizer(folder, config, shape.n_vocab)
+    kinds = plan_types(made, type_name)
+    general = {
+        "general.type": "model",
+        "general.name": _name(whole, folder),
+        "general.file_type": int(FILE_TYPES[type_name]),
+    }
+    return Plan(
+        architecture=family.name,
+        checkpoint=checkpoint,
+        metadata=general | {f"{family.name}.{key}": value for key, value in metadata.items()} | tokenizer.metadata,
+        steps=tuple(Step(recipe, kinds[recipe.name], _sources(recipe, checkpoint)) for recipe in made),
+        notices=(*notices, *tokenizer.notices),
+    )
+
+
+def _within_window(config: Config, family: Family, shape: Shape) -> tuple[Shape, list[str]]:
+    """Where GGUF's form of a family knows no sliding windows, the model is the same up to the length of one."""
+    sliding = config.get("sliding_window") is not None and config.get("use_sliding_window") is not False
+    if family.has_windows or not sliding:
+        return shape, []
+    window = config.integer("sliding_window", 1, 1 << 30)
+    if window >= shape.n_ctx:
+        return shape, []
+    notice = f"GGUF's {family.name} has no sliding windows: the context is {window} tokens, one window, not {shape.n_ctx}"
+    return replace(shape, n_ctx=window), [notice]
+
+
+def _hyperparameters(family: Family, shape: Shape) -> Metadata:
+    values: Metadata = {
+        "block_count": shape.n_layers,
+        "context_length": shape.n_ctx,
+        "embedding_length": shape.n_embd,
+        "feed_forward_length": shape.n_ff,
+        "attention.head_count": shape.n_heads,
+        "attention.head_count_kv": shape.n_kv_heads,
+        "attention.key_length": shape.head_dim,
+        "attention.value_length": shape.head_dim,
+        "attention.layer_norm_rms_epsilon": shape.norm_epsilon,
+        "vocab_size": shape.n_vocab,
+    }
+    if family.experts:
+        values |= {"expert_count": shape.n_experts, "expert_used_count": shape.n_experts_used}
+    return values
+
+
+def _name(config: Config, folder: Path) -> str:
+    name = config.get("_name_or_path")
+    return Path(name).name[:200] if isinstance(name, str) and Path(name).name.isprintable() and name else folder.resolve().name
+
+
+def _sources(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Stored, ...]:
+    return tuple(checkpoint.tensors[name] for name in dict.fromkeys(part.source for part in recipe.parts))
+
+
+def _check(made: Iterable[Recipe], family: Family, shape: Shape, checkpoint: Checkpoint) -> None:
+    """Every source must be there in its shape, and every tensor of the checkpoint must be a source."""
+    used: dict[str, tuple[int, ...]] = {}
+    rows: dict[str, int] = {}
+    for recipe in made:
+        for part in recipe.parts:
+            if part.source not in checkpoint:
+                raise ModelError(f"{checkpoint.folder} lacks the tensor {part.source} {_shape_of(recipe, part.count)}")
+            rows[part.source] = max(rows.get(part.source, 0), part.first + part.count)
+            used[part.source] = recipe.shape
+    for name, like in used.items():
+        _check_source(checkpoint.tensors[name], rows[name], like)
+    ignored = (*family.ignored, "lm_head.") if shape.tied else family.ignored
+    extra = [name for name in checkpoint.tensors if name not in used and not any(x in name for x in ignored)]
+    if extra:
+        names = ", ".join(map(shown, sorted(extra)[:3])) + (f" and {len(extra) - 3} more" if len(extra) > 3 else "")
+        raise ModelError(f"{checkpoint.folder} holds {names}, which {family.name} has no place for")
+
+
+def _check_source(tensor: Stored, n_rows: int, like: tuple[int, ...]) -> None:
+    """like: the shape of a tensor made of it."""
+    if tensor.kind not in ITEM_BYTES:
+        raise ModelError(f"the tensor {tensor.name} is {tensor.kind}; accepted: {', '.join(ITEM_BYTES)}")
+    n_columns = like[-1] if len(like) > 1 else 1
+    shape = tensor.shape
+    fits = len(shape) == len(like) or (len(like) == 3 and len(shape) == 2)
+    elements = 1
+    for n in shape:
+        elements *= n
+    if not fits or tensor.n_columns != n_columns or elements != n_rows * n_columns or (len(shape) == 3 and shape[0] != like[0]):
+        wanted = (n_rows, n_columns) if len(like) > 1 else (n_rows,)
+        raise ModelError(f"the tensor {tensor.name} has the shape {list(shape)}; accepted: {list(wanted)}")
+
+
+def _shape_of(recipe: Recipe, n_rows: int) -> str:
+    return str([n_rows, recipe.shape[-1]] if len(recipe.shape) > 1 else [n_rows])

@@ -1,0 +1,56 @@
+"""pytorch_model.bin: pickled tensors, which torch loads in its weights-only mode (no code of the file runs)."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._core import ArgumentError, FileError
+from .checkpoint import F32, Stored, widen
+
+KINDS = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
+REOPEN_AFTER = 128 << 20  # bytes: pages of a mapping stay resident until it is let go
+
+
+class TorchShard:
+    def __init__(self, path: Path) -> None:
+        if importlib.util.find_spec("torch") is None:
+            raise ArgumentError(f"{path.name} needs PyTorch to be read: pip install torch, or use safetensors")
+        self._path, self._bytes_read = path, 0
+        self._state = self._load()
+        self._tensors = [Stored(n, KINDS.get(str(t.dtype), str(t.dtype)), tuple(t.shape), path) for n, t in self._state.items()]
+
+    def tensors(self) -> list[Stored]:
+        return self._tensors
+
+    def rows(self, tensor: Stored, begin: int, end: int) -> F32:
+        import torch
+
+        self._bytes_read += tensor.n_bytes * (end - begin) // max(1, int(np.prod(tensor.shape)) // tensor.n_columns)
+        if self._bytes_read > REOPEN_AFTER:
+            self._state, self._bytes_read = {}, 0
+            self._state = self._load()
+        part = self._state[tensor.name].reshape(-1, tensor.n_columns)[begin:end]
+        values: NDArray[Any] = (part.view(torch.uint16) if part.dtype == torch.bfloat16 else part).numpy()
+        return widen(values).copy()
+
+    def _load(self) -> dict[str, Any]:
+        import torch
+
+        try:
+            try:
+                state = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # the format of old versions cannot be mapped
+                state = torch.load(self._path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch documents no exceptions
+            raise FileError(f"{self._path} is no file of weights alone: {str(error)[:200]}") from error
+        if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+            raise FileError(f"{self._path} holds {type(state).__name__}; accepted: tensors by name")
+        for name, value in state.items():
+            if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+                raise FileError(f"{name} in {self._path} is {type(value).__name__}; accepted: dense tensors")
+        return state
