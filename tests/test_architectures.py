@@ -45,5 +45,5 @@ def test_prefill_in_chunks_matches_numpy(tmp_path: Path) -> None:
 def test_an_unknown_architecture_names_the_known_ones(tmp_path: Path) -> None:
     shape = tiny_models.Shape("mamba")
     path = tiny_models.write(tmp_path / "tiny.gguf", shape, tiny_models.random_weights(shape))
-    with pytest.raises(ModelError, match="'mamba'; accepted: llama, qwen2, qwen3, gemma3, phi3"):
+    with pytest.raises(ModelError, match="'mamba'; accepted: llama, qwen2, qwen3, qwen3moe, gemma3, phi3"):
         Model(path)
