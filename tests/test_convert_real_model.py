@@ -5,11 +5,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from zipcache_rt.convert import convert
 
 from helpers import gguf_checkpoint
 from helpers.dequantize import dequantize
 from zipcache_rt import KvOptions, Model
-from zipcache_rt.convert import convert
 
 TEXT = (
     "The lighthouse keeper climbed the stairs every evening before dusk. He carried a lamp, a book and a piece of bread. "

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken
+from zipcache_rt.convert import convert
 
 from helpers import small_checkpoints, trained_tokenizers
 from helpers.texts import random_texts
-from zipcache_rt import Model, ModelError
-from zipcache_rt.convert import convert
+from zipcache_rt import Model
 
 N_TEXTS = 5000
 SPECIAL = [trained_tokenizers.BOS, trained_tokenizers.EOS, trained_tokenizers.END, "<tool>", "<s>", "</s>", "<unk>"]

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import cli
+from .. import checks, cli
+from ..quantize_plan import ALIASES, MIXES
 from . import extra
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m zipcache_rt.convert", description=__doc__)
     parser.add_argument("source", type=Path, metavar="HF_DIR", help="config.json, safetensors or .bin, a tokenizer")
     parser.add_argument("target", type=Path, metavar="OUT.gguf")
-    parser.add_argument("--type", default="f16", help="of the matrices: f32, f16, bf16 (default: %(default)s)")
+    parser.add_argument(
+        "--type", default="f16", metavar="TYPE", help=f"{', '.join([*MIXES, *ALIASES])} (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, help="threads to quantize with (default: one a core)")
     parser.add_argument("--no-verify", action="store_true", help="do not reopen the file and run a few tokens")
     parser.add_argument("--dry-run", action="store_true", help="only show what would be written")
     return parser.parse_args(arguments)
@@ -47,6 +51,8 @@ def _origin(step: Step) -> str:
 
 def main() -> int:
     args = parse()
+    if args.threads is not None:
+        checks.integer(args.threads, "--threads", 1, 512, "1 to 512")
     extra.require()
     from .conversion import execute
     from .plan import make_plan
@@ -61,9 +67,11 @@ def main() -> int:
         console.print(plan_table(plan))
     else:
         with cli.progress_bar(f"Writing {args.target.name}", eta=True, n_bytes=plan.n_bytes) as progress:
-            execute(plan, args.target, verify=not args.no_verify, progress=progress)
+            execute(plan, args.target, threads=args.threads, verify=not args.no_verify, progress=progress)
         seconds = time.perf_counter() - began
-        print(f"{args.target}: {plan.architecture}, {len(plan.steps)} tensors, {plan.n_bytes:,} bytes in {seconds:.1f} s")
+        print(
+            f"{args.target}: {plan.architecture}, {len(plan.steps)} tensors, {plan.n_bytes:,} bytes in {seconds:.1f} s"
+        )
     for notice in plan.notices:
         print(f"note: {cli.harmless(notice)}", file=sys.stderr)
     return 0

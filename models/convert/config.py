@@ -45,10 +45,14 @@ def _no_constant(name: str) -> NoReturn:
 
 
 class Config:
-    """One object of a JSON file. Defaults are those of transformers' configuration class, for keys that are absent; null
-    is a value: none of it."""
+    """One object of a JSON file.
 
-    def __init__(self, values: Mapping[str, Any], file: str, prefix: str = "", defaults: Mapping[str, Any] = {}) -> None:
+    Defaults are those of transformers' configuration class, for keys that are absent; null is a value: none of it.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Any], file: str, prefix: str = "", defaults: Mapping[str, Any] = {}
+    ) -> None:
         self._values, self._file, self._prefix, self._defaults = values, file, prefix, defaults
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Config:
@@ -88,7 +92,11 @@ class Config:
 
     def numbers(self, key: str, count: int) -> list[float]:
         value = self.get(key)
-        if not isinstance(value, list) or len(value) != count or not all(_is_number(x) and 0 < x <= 1e12 for x in value):
+        if (
+            not isinstance(value, list)
+            or len(value) != count
+            or not all(_is_number(x) and 0 < x <= 1e12 for x in value)
+        ):
             self.refuse(key, f"{count} numbers above 0")
         return [float(x) for x in value]
 

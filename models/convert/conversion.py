@@ -16,12 +16,12 @@ from .write import write
 SLACK = 64 << 20  # bytes for metadata
 
 
-def execute(plan: Plan, target: Path, *, verify: bool, progress: Callable[[float], None]) -> None:
-    """Writes a plan's file. Until it is whole and verified nothing stands at `target`, nor is what stood there touched."""
+def execute(plan: Plan, target: Path, *, threads: int | None, verify: bool, progress: Callable[[float], None]) -> None:
+    """Writes a plan's file. What stands at `target`, or nothing, stays until the new file is whole and verified."""
     _check_target(plan, target)
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
-        write(plan, part, progress)
+        write(plan, part, threads, progress)
         if verify:
             verify_file(plan, part)
         with part.open("rb+") as file:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gguf import GGMLQuantizationType
+from gguf import GGML_QUANT_VERSION, GGMLQuantizationType
 
 from .._core import FileError, ModelError
+from ..quantize_plan import Facts, Tensor, file_type
+from ..quantize_plan import plan as plan_types
 from .architectures import find_family
 from .architectures.family import Family, Metadata, Shape, read_shape, recipes
 from .checkpoint import ITEM_BYTES, Checkpoint, Stored, member
@@ -17,7 +19,7 @@ from .config import Config, read_object, shown
 from .recipe import Recipe
 from .rope import read_rope
 from .tokenizer import read_tokenizer
-from .types import FILE_TYPES, n_bytes, plan_types
+from .types import n_bytes
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Step:
 
     @property
     def n_bytes(self) -> int:
-        return n_bytes(self.recipe, self.kind)
+        return n_bytes(self.recipe.n_elements, self.kind)
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Plan:
 
 def make_plan(folder: Path, type_name: str) -> Plan:
     """Raises FileError, ModelError or ArgumentError that names what is wrong with the checkpoint or the type."""
+    number = file_type(type_name)
     if not folder.is_dir():
         raise FileError(f"{folder} is no folder; accepted: one as transformers saves it, with config.json")
     whole = read_object(member(folder, "config.json"))
@@ -62,11 +65,13 @@ def make_plan(folder: Path, type_name: str) -> Plan:
     made = [*recipes(family, config, shape, checkpoint), *rope.tensors]
     _check(made, family, shape, checkpoint)
     tokenizer = read_tokenizer(folder, config, shape.n_vocab)
-    kinds = plan_types(made, type_name)
+    facts = Facts(family.name, shape.n_layers, shape.n_heads, shape.n_kv_heads, shape.n_experts)
+    kinds = plan_types([Tensor(recipe.name, recipe.shape) for recipe in made], type_name, facts)
     general = {
         "general.type": "model",
         "general.name": _name(whole, folder),
-        "general.file_type": int(FILE_TYPES[type_name]),
+        "general.quantization_version": GGML_QUANT_VERSION,
+        "general.file_type": number,
     }
     return Plan(
         architecture=family.name,
@@ -85,7 +90,9 @@ def _within_window(config: Config, family: Family, shape: Shape) -> tuple[Shape,
     window = config.integer("sliding_window", 1, 1 << 30)
     if window >= shape.n_ctx:
         return shape, []
-    notice = f"GGUF's {family.name} has no sliding windows: the context is {window} tokens, one window, not {shape.n_ctx}"
+    notice = (
+        f"GGUF's {family.name} has no sliding windows: the context is {window} tokens, one window, not {shape.n_ctx}"
+    )
     return replace(shape, n_ctx=window), [notice]
 
 
@@ -109,7 +116,11 @@ def _hyperparameters(family: Family, shape: Shape) -> Metadata:
 
 def _name(config: Config, folder: Path) -> str:
     name = config.get("_name_or_path")
-    return Path(name).name[:200] if isinstance(name, str) and Path(name).name.isprintable() and name else folder.resolve().name
+    return (
+        Path(name).name[:200]
+        if isinstance(name, str) and Path(name).name.isprintable() and name
+        else folder.resolve().name
+    )
 
 
 def _sources(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Stored, ...]:
@@ -145,7 +156,12 @@ def _check_source(tensor: Stored, n_rows: int, like: tuple[int, ...]) -> None:
     elements = 1
     for n in shape:
         elements *= n
-    if not fits or tensor.n_columns != n_columns or elements != n_rows * n_columns or (len(shape) == 3 and shape[0] != like[0]):
+    if (
+        not fits
+        or tensor.n_columns != n_columns
+        or elements != n_rows * n_columns
+        or (len(shape) == 3 and shape[0] != like[0])
+    ):
         wanted = (n_rows, n_columns) if len(like) > 1 else (n_rows,)
         raise ModelError(f"the tensor {tensor.name} has the shape {list(shape)}; accepted: {list(wanted)}")
 

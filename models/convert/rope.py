@@ -36,18 +36,17 @@ def read_rope(config: Config, family: Family, shape: Shape) -> Rope:
     if kind == "yarn" and family.name == "phi3":  # what its first files called it
         kind = "longrope"
     if kind not in family.rope_types:
-        raise ModelError(f"the RoPE type in {given.name('rope_type')} is {shown(kind)}; accepted: {', '.join(family.rope_types)}")
-    base = (given if given.get("rope_theta") is not None else config.with_defaults({"rope_theta": 10000.0} | _defaults(family)))
-    theta = base.number("rope_theta", 1)
+        raise ModelError(
+            f"the RoPE type in {given.name('rope_type')} is {shown(kind)}; accepted: {', '.join(family.rope_types)}"
+        )
+    outer = config.with_defaults({"rope_theta": 10000.0} | family.defaults)
+    theta = (given if given.get("rope_theta") is not None else outer).number("rope_theta", 1)
     n_dims = _n_dims(config, given, family, shape)
     made = {"default": _plain, "linear": _linear, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope}[kind](
         config, given, shape, theta, n_dims
     )
-    return Rope({"rope.dimension_count": n_dims, "rope.freq_base": theta} | made.metadata, made.tensors)
-
-
-def _defaults(family: Family) -> Metadata:
-    return {key: value for key, value in family.defaults.items() if key == "rope_theta"}
+    plain: Metadata = {"rope.dimension_count": n_dims, "rope.freq_base": theta}
+    return Rope(plain | made.metadata, made.tensors)
 
 
 def _n_dims(config: Config, given: Config, family: Family, shape: Shape) -> int:

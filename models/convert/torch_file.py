@@ -22,7 +22,9 @@ class TorchShard:
             raise ArgumentError(f"{path.name} needs PyTorch to be read: pip install torch, or use safetensors")
         self._path, self._bytes_read = path, 0
         self._state = self._load()
-        self._tensors = [Stored(n, KINDS.get(str(t.dtype), str(t.dtype)), tuple(t.shape), path) for n, t in self._state.items()]
+        self._tensors = [
+            Stored(n, KINDS.get(str(t.dtype), str(t.dtype)), tuple(t.shape), path) for n, t in self._state.items()
+        ]
 
     def tensors(self) -> list[Stored]:
         return self._tensors

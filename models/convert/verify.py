@@ -14,9 +14,9 @@ from .plan import Plan, Step
 
 N_TOKENS = 8
 N_ROWS = 16  # that are compared in each of a few places of a tensor
-# largest error of a value beside the largest of its row
-TOLERANCES = {"F32": 0.0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 2**-7}
-OTHERS = 0.6  # types of a few bits: tells a wrong row, not a bad rounding
+# largest error of a few rows beside their norm; quantized types: tells a wrong row, not a bad rounding
+TOLERANCES = {"F32": 0.0, "F16": 2**-11, "BF16": 2**-8}
+QUANTIZED = 0.6
 SUBNORMAL = 2**-25  # f16's own error at zero
 
 
@@ -37,14 +37,18 @@ def _compare_all(plan: Plan, path: Path) -> None:
 def _compare(plan: Plan, step: Step, tensor: ReaderTensor) -> None:
     shape = tuple(int(n) for n in reversed(tensor.shape))
     if shape != step.recipe.shape or tensor.tensor_type != step.kind:
-        raise ModelError(f"tensor {tensor.name} was written as {step.kind.name} {step.recipe.shape} and read back as {tensor.tensor_type.name} {shape}")
+        raise ModelError(
+            f"tensor {tensor.name} was written as {step.kind.name} {step.recipe.shape}, and read back as"
+            f" {tensor.tensor_type.name} {shape}"
+        )
     stored = tensor.data.reshape(-1, tensor.data.shape[-1] if len(shape) > 1 else 1)
-    tolerance = TOLERANCES.get(step.kind.name, OTHERS)
+    tolerance = TOLERANCES.get(step.kind.name, QUANTIZED)
     for first, wanted in step.recipe.samples(plan.checkpoint, N_ROWS):
         got = dequantize(stored[first : first + len(wanted)], step.kind)
-        allowed = tolerance * np.abs(wanted).max(-1, keepdims=True) + (SUBNORMAL if tolerance else 0)
-        if not (np.abs(got - wanted) <= allowed).all():
-            raise ModelError(f"rows {first} to {first + len(wanted) - 1} of tensor {tensor.name} differ from the checkpoint's")
+        allowed = tolerance * np.linalg.norm(wanted) + (SUBNORMAL * wanted.size**0.5 if tolerance else 0)
+        if not np.linalg.norm(got - wanted) <= allowed:
+            last = first + len(wanted) - 1
+            raise ModelError(f"rows {first} to {last} of tensor {tensor.name} differ from the checkpoint's")
 
 
 def _run(path: Path) -> None:

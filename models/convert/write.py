@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,15 @@ import numpy as np
 from gguf import GGUFValueType, GGUFWriter
 from numpy.typing import NDArray
 
-from .plan import Plan, Step
 from .checkpoint import Checkpoint
+from .plan import Plan, Step
 from .types import encode
 
 _TYPES = {bool: GGUFValueType.BOOL, int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32, str: GGUFValueType.STRING}
 _IN_ARRAYS = {int: GGUFValueType.INT32, float: GGUFValueType.FLOAT32, str: GGUFValueType.STRING}
 
 
-def write(plan: Plan, path: Path, progress: Callable[[float], None]) -> None:
+def write(plan: Plan, path: Path, threads: int | None, progress: Callable[[float], None]) -> None:
     """progress: called with 0..1 of the plan's bytes."""
     writer = GGUFWriter(path, plan.architecture)
     try:
@@ -31,18 +32,32 @@ def write(plan: Plan, path: Path, progress: Callable[[float], None]) -> None:
         writer.write_ti_data_to_file()
         done = 0
         for step in plan.steps:
-            writer.write_tensor_data(tensor_bytes(step, plan.checkpoint, lambda n: progress((done + n) / plan.n_bytes)))
+            writer.write_tensor_data(_data(step, plan.checkpoint, threads, _Share(progress, done, plan.n_bytes)))
             done += step.n_bytes
     finally:
         writer.close()
 
 
-def tensor_bytes(step: Step, checkpoint: Checkpoint, progress: Callable[[int], None]) -> NDArray[np.uint8]:
+@dataclass(frozen=True)
+class _Share:
+    """Progress of one tensor within that of the whole."""
+
+    report: Callable[[float], None]
+    before: int  # bytes
+    total: int
+
+    def __call__(self, done: int) -> None:
+        self.report((self.before + done) / self.total)
+
+
+def _data(
+    step: Step, checkpoint: Checkpoint, threads: int | None, progress: Callable[[int], None]
+) -> NDArray[np.uint8]:
     """A tensor as the file holds it. progress: called with the bytes that are made."""
     out = np.empty(step.n_bytes, np.uint8)
     at = 0
     for rows in step.recipe.chunks(checkpoint):
-        made = encode(rows, step.kind, step.recipe.name).reshape(-1)
+        made = encode(rows, step.kind, threads, step.recipe.name).reshape(-1)
         out[at : at + made.size] = made
         at += made.size
         progress(at)

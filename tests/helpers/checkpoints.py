@@ -18,11 +18,14 @@ N_CTX = 256
 
 @dataclass(frozen=True)
 class Case:
-    """A model's class and configuration class in transformers, and what its configuration says beyond COMMON."""
+    """A model's class and configuration class in transformers, and what its configuration says beyond COMMON.
+
+    vision: of a multimodal model, whose language model the rest describes."""
 
     model: str
     config: str
     values: dict[str, Any] = field(default_factory=dict)
+    vision: dict[str, Any] = field(default_factory=dict)
 
 
 COMMON: dict[str, Any] = {
@@ -48,6 +51,24 @@ _LLAMA3 = _rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
 _YARN = _rope("yarn", factor=4.0, original_max_position_embeddings=64)
 _FACTORS = {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [1.0, 3.0, 5.0, 9.0]}
 _EXPERTS = {"num_experts_per_tok": 2}
+_GEMMA3 = {
+    "num_hidden_layers": 7,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 12,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    },
+}
+_SIGLIP = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 
 CASES = {
     "llama": Case("LlamaForCausalLM", "LlamaConfig", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
@@ -70,17 +91,8 @@ CASES = {
         "Qwen3MoeConfig",
         {"head_dim": 16, "num_experts": 4, "moe_intermediate_size": 32, "norm_topk_prob": True} | _EXPERTS,
     ),
-    "gemma3": Case(
-        "Gemma3ForCausalLM",
-        "Gemma3TextConfig",
-        {"num_hidden_layers": 7, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 12}
-        | {
-            "rope_parameters": {
-                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-            }
-        },
-    ),
+    "gemma3": Case("Gemma3ForCausalLM", "Gemma3TextConfig", _GEMMA3),
+    "gemma3-multimodal": Case("Gemma3ForConditionalGeneration", "Gemma3Config", _GEMMA3, _SIGLIP),
     "phi3": Case("Phi3ForCausalLM", "Phi3Config"),
     "phi3-long": Case("Phi3ForCausalLM", "Phi3Config", {"original_max_position_embeddings": 32} | _rope("longrope", **_FACTORS)),
     "phi3-short": Case(
@@ -94,7 +106,10 @@ CASES = {
 def make_model(name: str, seed: int = 0, **changes: Any) -> Any:
     """The model in transformers, weights large enough that logits are not flat."""
     case = CASES[name]
-    config = getattr(transformers, case.config)(**(COMMON | case.values | changes))
+    values = COMMON | case.values | changes
+    if case.vision:
+        values = {"text_config": values, "vision_config": case.vision, "attn_implementation": "eager"}
+    config = getattr(transformers, case.config)(**values)
     torch.manual_seed(seed)
     model = getattr(transformers, case.model)(config).eval()
     with torch.no_grad():

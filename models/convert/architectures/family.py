@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,7 +108,7 @@ class Family:
     """A family: tables of names, and what its configuration must and may say."""
 
     name: str  # general.architecture
-    defaults: Mapping[str, Any]  # of transformers' configuration class
+    defaults: dict[str, Any]  # of transformers' configuration class
     rules: Callable[[Config], tuple[Rule, ...]]
     metadata: Callable[[Config, Shape], Metadata] = _nothing  # also refuses what GGUF cannot say
     rope_types: tuple[str, ...] = ("default", "linear", "llama3", "yarn")

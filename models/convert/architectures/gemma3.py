@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config import Config, shown
 from ..._core import ModelError
+from ..config import Config, shown
 from .family import ATTENTION, FFN, HEAD_NORMS, Family, Metadata, Rule, Shape
 
 PATTERN = 6  # every sixth layer sees everything: not a key of the file, but known to those who run it

@@ -14,6 +14,4 @@ QWEN_DEFAULTS = {
     "rms_norm_eps": 1e-6,
 }
 
-QWEN2 = Family(
-    name="qwen2", defaults=QWEN_DEFAULTS, rules=lambda config: (*NORMS, *ATTENTION, *QKV_BIASES, *FFN)
-)
+QWEN2 = Family(name="qwen2", defaults=QWEN_DEFAULTS, rules=lambda config: (*NORMS, *ATTENTION, *QKV_BIASES, *FFN))

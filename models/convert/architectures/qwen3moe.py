@@ -34,7 +34,9 @@ QWEN3MOE = Family(
     },
     rules=lambda config: (*NORMS, *ATTENTION, *HEAD_NORMS),
     metadata=_metadata,
-    experts=Experts(EXPERT + "gate_proj.weight", EXPERT + "up_proj.weight", EXPERT + "down_proj.weight", "mlp.gate.weight"),
+    experts=Experts(
+        EXPERT + "gate_proj.weight", EXPERT + "up_proj.weight", EXPERT + "down_proj.weight", "mlp.gate.weight"
+    ),
     expert_ff="moe_intermediate_size",
     n_experts=("num_local_experts", "num_experts"),
 )

@@ -20,8 +20,10 @@ def optional_object(folder: Path, name: str) -> Config:
 
 
 def read_tokenizer(folder: Path, model_config: Config, n_vocab: int) -> Tokenizer:
-    """n_vocab: rows of the embedding. Raises FileError or ModelError for what cannot be read, does not fit the embedding,
-    or has no place in GGUF."""
+    """n_vocab: rows of the embedding.
+
+    Raises FileError or ModelError for what cannot be read, does not fit the embedding, or has no place in GGUF.
+    """
     config = optional_object(folder, "tokenizer_config.json")
     vocabulary = _vocabulary(folder, config)
     vocabulary.add(read_added(folder, config))
@@ -34,9 +36,7 @@ def read_tokenizer(folder: Path, model_config: Config, n_vocab: int) -> Tokenize
         model_config,
         optional_object(folder, "generation_config.json"),
     )
-    return Tokenizer(
-        vocabulary.metadata() | metadata | read_templates(folder, config), [*vocabulary.notices, *notices]
-    )
+    return Tokenizer(vocabulary.metadata() | metadata | read_templates(folder, config), [*vocabulary.notices, *notices])
 
 
 def _vocabulary(folder: Path, config: Config) -> Vocabulary:

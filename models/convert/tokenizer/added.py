@@ -27,7 +27,10 @@ def read_added(folder: Path, config: Config) -> list[AddedToken]:
     for token in (*_of_tokenizer_json(folder), *_of_config(config), *_of_old_file(folder)):
         known = found.setdefault(token.id, token)
         if known.content != token.content:
-            raise ModelError(f"{folder} gives the id {token.id} to the added tokens {shown(known.content)} and {shown(token.content)}; accepted: one")
+            raise ModelError(
+                f"{folder} gives the id {token.id} to the added tokens {shown(known.content)} and"
+                f" {shown(token.content)}; accepted: one"
+            )
     return [found[i] for i in sorted(found)]
 
 

@@ -47,7 +47,9 @@ def read_tokens(model: Config) -> Tokens:
     if len(set(ids.values())) != len(ids):
         raise ModelError(f"{model.name('vocab')} gives one id to two tokens; accepted: one token an id")
     if max(ids.values()) > 4 * len(ids) + 1024:
-        raise ModelError(f"{model.name('vocab')} has the id {max(ids.values())} among {len(ids)} tokens; accepted: few gaps")
+        raise ModelError(
+            f"{model.name('vocab')} has the id {max(ids.values())} among {len(ids)} tokens; accepted: few gaps"
+        )
     return Tokens(ids)
 
 
@@ -59,7 +61,11 @@ def read_merges(model: Config, tokens: Tokens) -> list[tuple[str, str]]:
     out = []
     for i, merge in enumerate(given):
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(x, str) and x and " " not in x for x in pair):
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not all(isinstance(x, str) and x and " " not in x for x in pair)
+        ):
             raise ModelError(f"{model.name('merges')}[{i}] is {shown(merge)}; accepted: two tokens without spaces")
         left, right = pair
         if left not in tokens or right not in tokens or left + right not in tokens:
@@ -82,7 +88,9 @@ def foreign_errors(path: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise FileError(f"{path} is no tokenizer that the tokenizers package can use: {str(error)[:200]}") from error
+            raise FileError(
+                f"{path} is no tokenizer that the tokenizers package can use: {str(error)[:200]}"
+            ) from error
         raise
 
 
@@ -94,7 +102,10 @@ def add_flags(tokenizer: Tokenizer, config: Config) -> dict[str, bool]:
     at = next((i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain), None)
     before, after = (at, len(whole) - len(plain) - at) if at is not None else (2, 2)
     if before > 1 or after > 1:
-        raise ModelError(f"the post-processor of tokenizer.json makes {whole} of the tokens {plain}; accepted: one token before, one after")
+        raise ModelError(
+            f"the post-processor of tokenizer.json makes {whole} of the tokens {plain}; accepted: at most one token"
+            " before them, and one after"
+        )
     return {
         "add_bos_token": config.flag("add_bos_token", before == 1),
         "add_eos_token": config.flag("add_eos_token", after == 1),

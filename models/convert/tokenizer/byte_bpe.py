@@ -23,6 +23,7 @@ def read(path: Path, spec: Config, config: Config) -> Vocabulary:
     ignore_merges = model.flag("ignore_merges")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         model.only(key, lambda x: not x, "null: GGUF's byte-level BPE has none")
+    merges = read_merges(model, tokens)
     notices = _normalizer_notices(spec)
     tokenizer = load(path)
     for part in nested(spec.child("pre_tokenizer"), "pretokenizers"):
@@ -37,7 +38,7 @@ def read(path: Path, spec: Config, config: Config) -> Vocabulary:
         types=[TokenType.UNUSED if token is None else TokenType.NORMAL for token in tokens.by_id()],
         source=path.name,
         pre=pre,
-        merges=[f"{left} {right}" for left, right in read_merges(model, tokens)],
+        merges=[f"{left} {right}" for left, right in merges],
         flags=add_flags(tokenizer, config),
         notices=notices,
     )

@@ -16,7 +16,14 @@ from .bpe import Tokens, add_flags, foreign_errors, load, nested, read_merges, r
 from .sentence_piece import check_bytes
 from .vocabulary import BYTES, SPACE, TokenType, Vocabulary
 
-PROBES = ["Hello, world!", "a  b   c ", "don't 12345 x\ny\t\n\nz", "\u4f60\u597d caf\u00e9 \U0001f600 (a_b) #1", "i", "."]
+PROBES = [
+    "Hello, world!",
+    "a  b   c ",
+    "don't 12345 x\ny\t\n\nz",
+    "\u4f60\u597d caf\u00e9 \U0001f600 (a_b) #1",
+    "i",
+    ".",
+]
 
 
 def read(path: Path, spec: Config, config: Config) -> Vocabulary:
@@ -25,13 +32,14 @@ def read(path: Path, spec: Config, config: Config) -> Vocabulary:
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
         model.only(key, lambda x: not x, "null: GGUF's SentencePiece has none")
     model.only("byte_fallback", lambda x: x is True, "true: GGUF's SentencePiece spells unknown characters as bytes")
+    merges = read_merges(model, tokens)
     tokenizer = load(path)
     with foreign_errors(path):
         prefix, notices = _spaces(tokenizer, spec, tokens)
     texts = tokens.by_id()
     types = [_type(text, model.get("unk_token")) for text in texts]
     check_bytes([text or "" for text in texts], types, path.name)
-    scores = _scores(read_merges(model, tokens), tokens, path.name)
+    scores = _scores(merges, tokens, path.name)
     return Vocabulary(
         model="llama",
         tokens=texts,
@@ -62,7 +70,10 @@ def _scores(merges: list[tuple[str, str]], tokens: Tokens, source: str) -> dict[
     latest = -1
     for token, own in ranks.items():  # in the order of their first merges
         if own[0] < latest:
-            raise ModelError(f"{source} has merges for {shown(token)} among those for other tokens; accepted: together, as SentencePiece has them")
+            raise ModelError(
+                f"{source} has merges for {shown(token)} among those for other tokens; accepted: together, as"
+                " SentencePiece has them"
+            )
         latest = own[-1]
     _check_complete(set(merges), tokens, source)
     return {token: -float(own[0] + 1) for token, own in ranks.items()}
@@ -96,13 +107,20 @@ def _spaces(tokenizer: Tokenizer, spec: Config, tokens: Tokens) -> tuple[bool, l
         if prefix is None and got in (plain, SPACE + plain):
             prefix = got[: len(got) - len(plain)]
         if prefix is None or got != prefix + plain:
-            raise ModelError(f"tokenizer.json makes {shown(got)} of {shown(probe)}; accepted: {SPACE} for spaces, perhaps one in front, and no other change")
+            raise ModelError(
+                f"tokenizer.json makes {shown(got)} of {shown(probe)}; accepted: {SPACE} for spaces, perhaps one in"
+                " front, and no other change"
+            )
         cuts = cuts or len(parts) > 1
         if not all(part.startswith(SPACE) for part in parts[1:]):
-            raise ModelError(f"tokenizer.json cuts {shown(probe)} into {shown(parts)}; accepted: cuts before {SPACE}, or none")
+            raise ModelError(
+                f"tokenizer.json cuts {shown(probe)} into {shown(parts)}; accepted: cuts before {SPACE}, or none"
+            )
     across = next((text for text in tokens.ids if SPACE in text[1:]), None) if cuts else None
     if across is not None:
-        raise ModelError(f"tokenizer.json cuts before {SPACE}, yet has the token {shown(across)}; accepted: one of both")
+        raise ModelError(
+            f"tokenizer.json cuts before {SPACE}, yet has the token {shown(across)}; accepted: one of both"
+        )
     return bool(prefix), _space_notices(tokenizer, spec) if prefix else []
 
 

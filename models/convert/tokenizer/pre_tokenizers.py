@@ -37,8 +37,9 @@ PROBES = [
     " a  b   c\n d\n\ne \n\n f\r\ng",
 ]
 _ALPHABETS = [
-    "abcXYZ", "0123456789", " ", " \t\n\r\u00a0\u3000", ".,;:!?'\"()[]{}<>/#$%&*-_=+~", "\u00e9\u00fc\u0436\u03b1\u0645",
-    "\u4f60\u65e5\ud55c", "\u0663\u00bd\u2167", "\U0001f600\u2764\ufe0f\u0301\u094d", "'s't're've'm'll'd",
+    "abcXYZ", "0123456789", " ", " \t\n\r\u00a0\u3000", ".,;:!?'\"()[]{}<>/#$%&*-_=+~",
+    "\u00e9\u00fc\u0436\u03b1\u0645", "\u4f60\u65e5\ud55c", "\u0663\u00bd\u2167",
+    "\U0001f600\u2764\ufe0f\u0301\u094d", "'s't're've'm'll'd",
 ]  # fmt: skip
 
 # GGUF's name -> (what it does, a whole word that is a token is not merged)

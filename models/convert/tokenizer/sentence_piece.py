@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import DecodeError
-from sentencepiece import sentencepiece_model_pb2 as pb
+from sentencepiece import sentencepiece_model_pb2
 
 from ..._core import FileError, ModelError
 from ..config import LARGEST_FILE, Config, shown
 from .vocabulary import BYTES, TokenType, Vocabulary
+
+pb: Any = sentencepiece_model_pb2  # its classes are made at run time
 
 
 def read(path: Path, config: Config) -> Vocabulary:
@@ -43,7 +46,7 @@ def read(path: Path, config: Config) -> Vocabulary:
     )
 
 
-def _check(model: pb.ModelProto, path: Path) -> None:
+def _check(model: Any, path: Path) -> None:
     def refuse(what: str, value: object, accepted: str) -> None:
         raise ModelError(f"{what} of {path} is {shown(value)}; accepted: {accepted}")
 

@@ -30,7 +30,9 @@ def special_metadata(
             number = None
             notices.append(f"the {name} token {shown(text)} is not in the vocabulary and was left out")
         else:
-            raise ModelError(f"the {name} token {shown(text)} of {config.name(name + '_token')} is not in {vocabulary.source}")
+            raise ModelError(
+                f"the {name} token {shown(text)} of {config.name(name + '_token')} is not in {vocabulary.source}"
+            )
         if number is not None:
             found[key] = number
     eos = found.get("eos_token_id")

@@ -68,7 +68,10 @@ class Vocabulary:
 
     def _grow(self, token: AddedToken) -> None:
         if token.id > len(self.tokens) + (1 << 20):
-            raise ModelError(f"the added token {shown(token.content)} of {self.source} has the id {token.id}; accepted: the next ones")
+            raise ModelError(
+                f"the added token {shown(token.content)} has the id {token.id}, far from the {len(self.tokens)} of"
+                f" {self.source}; accepted: the next ones"
+            )
         while len(self.tokens) <= token.id:
             self.tokens.append(None)
             self.types.append(TokenType.UNUSED)
@@ -78,9 +81,14 @@ class Vocabulary:
     def check(self, n_vocab: int) -> None:
         """Whether it fits an embedding of so many rows."""
         if len(self.tokens) > n_vocab:
-            raise ModelError(f"{self.source} has {len(self.tokens)} tokens; accepted: up to the {n_vocab} rows of the embedding")
+            raise ModelError(
+                f"{self.source} has {len(self.tokens)} tokens; accepted: up to the {n_vocab} rows of the embedding"
+            )
         if 2 * len(self.tokens) < n_vocab:
-            raise ModelError(f"{self.source} has {len(self.tokens)} tokens for the {n_vocab} rows of the embedding; accepted: half of them at least")
+            raise ModelError(
+                f"{self.source} has {len(self.tokens)} tokens for the {n_vocab} rows of the embedding; accepted: half"
+                " of them at least"
+            )
         counts = Counter(token for token in self.tokens if token is not None)
         double = next((token for token, n in counts.items() if n > 1), None)
         if double is not None:
