@@ -80,11 +80,19 @@ def test_contradictions(changes: dict[str, object], says: str, tmp_path: Path) -
         ("mixtral", {"llama__expert_used_count": None}, "no key llama.expert_used_count"),
         ("mixtral", {"llama__expert_used_count": 0}, "llama.expert_used_count is 0; accepted: 1 to 8"),
         ("mixtral", {"llama__expert_used_count": 9}, "llama.expert_used_count is 9; accepted: 1 to 8"),
-        ("mixtral", {"llama__feed_forward_length": 40}, r"ffn_gate_exps.weight has the shape .*; accepted: \[32, 40, 8\]"),
+        (
+            "mixtral",
+            {"llama__feed_forward_length": 40},
+            r"ffn_gate_exps.weight has the shape .*; accepted: \[32, 40, 8\]",
+        ),
         ("llama", {"llama__expert_count": 4, "llama__expert_used_count": 2}, "no tensor blk.0.ffn_gate_inp.weight"),
         ("qwen3moe", {"qwen3moe__expert_count": 0}, "qwen3moe.expert_count is missing or 0; accepted: 1 or more"),
         ("qwen3moe", {"qwen3moe__expert_count": None}, "qwen3moe.expert_count is missing or 0"),
-        ("qwen3moe", {"qwen3moe__expert_feed_forward_length": None}, r"ffn_gate_exps.weight.* accepted: \[32, 28, 24\]"),
+        (
+            "qwen3moe",
+            {"qwen3moe__expert_feed_forward_length": None},
+            r"ffn_gate_exps.weight.* accepted: \[32, 28, 24\]",
+        ),
         ("qwen3moe", {"qwen3moe__expert_weights_norm": "yes"}, "qwen3moe.expert_weights_norm.* a boolean"),
     ],
 )

@@ -102,10 +102,10 @@ ggml_tensor * LayerGraph::expert_weights(ggml_tensor * probs, ggml_tensor * chos
 
 ggml_tensor * LayerGraph::moe_ffn(ggml_tensor * x) const {
     const int64_t n_tokens = x->ne[1];
-    ggml_tensor * probs = ggml_soft_max(ctx, linear(x, w.ffn_router));      // [n_experts, n_tokens]
-    ggml_tensor * chosen = ggml_top_k(ctx, probs, h.n_experts_used);        // [n_experts_used, n_tokens] i32
-    ggml_tensor * each = ggml_reshape_3d(ctx, x, h.n_embd, 1, n_tokens);    // the same for all experts of a token
-    ggml_tensor * up = ggml_mul_mat_id(ctx, w.experts_up, each, chosen);    // [n_ff, n_experts_used, n_tokens]
+    ggml_tensor * probs = ggml_soft_max(ctx, linear(x, w.ffn_router));    // [n_experts, n_tokens]
+    ggml_tensor * chosen = ggml_top_k(ctx, probs, h.n_experts_used);      // [n_experts_used, n_tokens] i32
+    ggml_tensor * each = ggml_reshape_3d(ctx, x, h.n_embd, 1, n_tokens);  // the same for all experts of a token
+    ggml_tensor * up = ggml_mul_mat_id(ctx, w.experts_up, each, chosen);  // [n_ff, n_experts_used, n_tokens]
     ggml_tensor * gate = ggml_mul_mat_id(ctx, w.experts_gate, each, chosen);
     ggml_tensor * outputs = ggml_mul_mat_id(ctx, w.experts_down, ggml_swiglu_split(ctx, gate, up), chosen);
     ggml_tensor * args[] = {outputs, expert_weights(probs, chosen)};

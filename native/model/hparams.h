@@ -29,7 +29,7 @@ struct HParams {
     int n_heads = 0;
     int n_kv_heads = 0;
     int head_dim = 0;
-    int n_ff = 0;  // of one expert, where there are experts
+    int n_ff = 0;                   // of one expert, where there are experts
     int n_experts = 0;              // of each layer; 0: one FFN for all tokens
     int n_experts_used = 0;         // by each token
     bool normalize_experts = true;  // the weights of the experts that a token uses sum to 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -99,6 +100,7 @@ class Step:
 class Plan:
     """What quantizing a file will do, tensor by tensor in the order they are written."""
 
+    source: Path
     type_name: str
     reader: GGUFReader
     steps: tuple[Step, ...]
@@ -120,7 +122,7 @@ class Plan:
             block, size = GGML_QUANT_SIZES[kind]
             steps.append(Step(tensors[name], shapes[name], kind, prod(shapes[name]) // block * size))
             _check_source(steps[-1], allow_requantize)
-        return cls(type_name, reader, tuple(steps))
+        return cls(source, type_name, reader, tuple(steps))
 
     @property
     def bytes_before(self) -> int:
@@ -180,15 +182,14 @@ def _check_source(step: Step, allow_requantize: bool) -> None:
         )
 
 
-def quantize_file(
-    source: Path, target: Path, made: Plan, *, threads: int | None = None, progress: Progress | None = None
-) -> None:
-    """Writes what a plan of `source` says. The target appears whole or not at all.
+def quantize_file(made: Plan, target: Path, *, threads: int | None = None, progress: Progress | None = None) -> None:
+    """Writes what the plan says. The target appears whole or not at all.
 
     progress: called with 0..1, in bytes of the source. Raises FileError, ModelError and ArgumentError.
     """
-    if target.exists() and target.samefile(source):
-        raise ArgumentError(f"the target is {target}, which is the source; accepted: another file")
+    target = Path(checks.path(target, "the target"))
+    if not target.name or (target.exists() and target.samefile(made.source)):
+        raise ArgumentError(f"the target is {target}, a folder or the source; accepted: another file")
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         _write(part, made, _threads(threads), progress or (lambda done: None))
@@ -196,13 +197,14 @@ def quantize_file(
     except OSError as error:
         raise FileError(f"cannot write {target}: {error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def _write(path: Path, made: Plan, threads: int, progress: Progress) -> None:
     from gguf import GGUFWriter
 
-    writer = GGUFWriter(path, "")
+    writer = GGUFWriter(path, "")  # the architecture comes with the source's metadata
     try:
         _add_metadata(writer, made)
         for step in made.steps:
@@ -210,14 +212,18 @@ def _write(path: Path, made: Plan, threads: int, progress: Progress) -> None:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        done, total = 0, made.bytes_before
+        done, total = 0.0, made.bytes_before
         for step in made.steps:
-            size = int(step.source.n_bytes)
-            writer.write_tensor_data(_data(step, threads, lambda share, at=done, n=size: progress((at + share * n) / total)))
-            done += size
-            progress(done / total)
+            share = int(step.source.n_bytes) / total
+            writer.write_tensor_data(_data(step, threads, _part(progress, done, share)))
+            done += share
+            progress(min(1.0, done))
     finally:
         writer.close()
+
+
+def _part(progress: Progress, begin: float, share: float) -> Progress:
+    return lambda done: progress(min(1.0, begin + share * done))
 
 
 def _data(step: Step, threads: int, progress: Progress) -> NDArray[Any]:
@@ -227,7 +233,9 @@ def _data(step: Step, threads: int, progress: Progress) -> NDArray[Any]:
     if step.is_copy:
         return stored
     try:
-        return _pack(stored, lambda rows: dequantize(rows, kind), step.kind, threads, f"tensor {step.source.name}", progress)
+        return _pack(
+            stored, lambda rows: dequantize(rows, kind), step.kind, threads, f"tensor {step.source.name}", progress
+        )
     except NotImplementedError as error:
         raise ModelError(f"tensor {step.source.name} is {kind.name.lower()}, which cannot be made floats") from error
 
@@ -236,7 +244,6 @@ def _add_metadata(writer: GGUFWriter, made: Plan) -> None:
     """The source's, in its order; what this file is comes last, as llama.cpp writes it."""
     from gguf import GGML_QUANT_VERSION, GGUFValueType, Keys
 
-    writer.kv_data[0].clear()  # the architecture, which the source has too
     writer.data_alignment = int(made.reader.alignment)
     replaced = (Keys.General.QUANTIZATION_VERSION, Keys.General.FILE_TYPE, *SPLIT_KEYS)
     for key, field in made.reader.fields.items():
@@ -272,7 +279,7 @@ def main() -> int:
         console.print(made.table())
         return 0
     with cli.progress_bar("Quantizing", eta=True, n_bytes=made.bytes_before) as progress:
-        quantize_file(args.source, args.target, made, threads=args.threads, progress=progress)
+        quantize_file(made, args.target, threads=args.threads, progress=progress)
     console.print(made.summary, highlight=False)
     return 0
 
