@@ -70,8 +70,8 @@ def write(folder: Path, gigabytes: float) -> tuple[int, int]:
 
 
 def write_tokenizer(folder: Path) -> None:
-    words = [*pre_tokenizers.ByteLevel.alphabet(), *(f"word{i}" for i in range(VOCAB - 256))]
-    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
+    words = [*pre_tokenizers.ByteLevel.alphabet(), "ab", *(f"word{i}" for i in range(VOCAB - 257))]
+    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[("a", "b")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))

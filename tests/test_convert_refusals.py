@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
-from zipcache_rt.convert import convert
 
 from helpers import small_checkpoints, trained_tokenizers
 from zipcache_rt import ArgumentError, FileError, Model, ModelError, ZipCacheError
+from zipcache_rt.convert import convert
 
 N_VOCAB = 300
 N_MUTATIONS = 500
@@ -297,6 +297,7 @@ def run_mutations(folder: Path, first: int, last: int) -> None:
             (folder / other).write_bytes(mutate(data, source, structure) if other == name else data)
         if name == "tokenizer.model":
             (folder / "tokenizer.json").unlink()
+            (folder / "tokenizer_config.json").write_text("{}")
         try:
             convert(folder, out / "model.gguf")
             n_converted += 1

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import sentencepiece
 from tokenizers import AddedToken
-from zipcache_rt.convert import convert
 
 from helpers import small_checkpoints, trained_tokenizers
 from helpers.texts import random_texts
 from zipcache_rt import Model
+from zipcache_rt.convert import convert
 
 N_TEXTS = 5000
 SPECIAL = [trained_tokenizers.BOS, trained_tokenizers.EOS, trained_tokenizers.END, "<tool>", "<s>", "</s>", "<unk>"]

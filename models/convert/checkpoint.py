@@ -20,6 +20,8 @@ from .config import read_object, shown
 
 F32 = NDArray[np.float32]
 
+LONGEST_NAME = 200  # of a file, in characters
+
 # what a checkpoint calls its types -> bytes of an element
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
@@ -37,10 +39,6 @@ class Stored:
     def n_columns(self) -> int:
         """Elements of a row. A vector is a column: one element a row, so that rows can be picked of it too."""
         return self.shape[-1] if len(self.shape) > 1 else 1
-
-    @property
-    def n_bytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * ITEM_BYTES[self.kind]
 
 
 class Shard(Protocol):
@@ -166,8 +164,8 @@ def member(folder: Path, name: str) -> Path:
     if name != Path(name).name or name in (".", "..") or "\\" in name or "\0" in name or ":" in name:
         raise FileError(f"{shown(name)} is no plain file name; accepted: a file of {folder}")
     path = folder / name
-    if not path.is_file():
-        raise FileError(f"{path} is missing or no file")
+    if len(name) > LONGEST_NAME or not path.is_file():
+        raise FileError(f"{folder / name[:LONGEST_NAME]} is missing or no file")
     home, target = folder.resolve(), path.resolve()
     allowed = [home]
     if home.parent.name == "snapshots":

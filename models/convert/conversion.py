@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -18,9 +19,9 @@ SLACK = 64 << 20  # bytes for metadata
 
 def execute(plan: Plan, target: Path, *, threads: int | None, verify: bool, progress: Callable[[float], None]) -> None:
     """Writes a plan's file. What stands at `target`, or nothing, stays until the new file is whole and verified."""
-    _check_target(plan, target)
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
+        _check_target(plan, target)
         write(plan, part, threads, progress)
         if verify:
             verify_file(plan, part)
@@ -30,7 +31,8 @@ def execute(plan: Plan, target: Path, *, threads: int | None, verify: bool, prog
     except OSError as error:
         raise FileError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def _check_target(plan: Plan, target: Path) -> None:

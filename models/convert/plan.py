@@ -62,8 +62,7 @@ def make_plan(folder: Path, type_name: str) -> Plan:
     rope = read_rope(config, family, shape)
     metadata = _hyperparameters(family, shape) | family.metadata(config, shape) | rope.metadata
     checkpoint = Checkpoint(folder)
-    made = [*recipes(family, config, shape, checkpoint), *rope.tensors]
-    _check(made, family, shape, checkpoint)
+    made = [*_checked(recipes(family, config, shape, checkpoint), family, shape, checkpoint), *rope.tensors]
     tokenizer = read_tokenizer(folder, config, shape.n_vocab)
     facts = Facts(family.name, shape.n_layers, shape.n_heads, shape.n_kv_heads, shape.n_experts)
     kinds = plan_types([Tensor(recipe.name, recipe.shape) for recipe in made], type_name, facts)
@@ -84,8 +83,7 @@ def make_plan(folder: Path, type_name: str) -> Plan:
 
 def _within_window(config: Config, family: Family, shape: Shape) -> tuple[Shape, list[str]]:
     """Where GGUF's form of a family knows no sliding windows, the model is the same up to the length of one."""
-    sliding = config.get("sliding_window") is not None and config.get("use_sliding_window") is not False
-    if family.has_windows or not sliding:
+    if family.has_windows or not _slides(config, shape):
         return shape, []
     window = config.integer("sliding_window", 1, 1 << 30)
     if window >= shape.n_ctx:
@@ -94,6 +92,16 @@ def _within_window(config: Config, family: Family, shape: Shape) -> tuple[Shape,
         f"GGUF's {family.name} has no sliding windows: the context is {window} tokens, one window, not {shape.n_ctx}"
     )
     return replace(shape, n_ctx=window), [notice]
+
+
+def _slides(config: Config, shape: Shape) -> bool:
+    """Whether any layer has a sliding window."""
+    if config.get("sliding_window") is None or config.get("use_sliding_window") is False:
+        return False
+    kinds, first = config.get("layer_types"), config.get("max_window_layers")
+    if isinstance(kinds, list):
+        return "sliding_attention" in kinds
+    return not isinstance(first, int) or first < shape.n_layers
 
 
 def _hyperparameters(family: Family, shape: Shape) -> Metadata:
@@ -115,23 +123,24 @@ def _hyperparameters(family: Family, shape: Shape) -> Metadata:
 
 
 def _name(config: Config, folder: Path) -> str:
-    name = config.get("_name_or_path")
-    return (
-        Path(name).name[:200]
-        if isinstance(name, str) and Path(name).name.isprintable() and name
-        else folder.resolve().name
-    )
+    given = config.get("_name_or_path")
+    for text in (Path(given).name[:200] if isinstance(given, str) else "", folder.resolve().name):
+        if text and text.isprintable():
+            return text
+    return "model"
 
 
 def _sources(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Stored, ...]:
     return tuple(checkpoint.tensors[name] for name in dict.fromkeys(part.source for part in recipe.parts))
 
 
-def _check(made: Iterable[Recipe], family: Family, shape: Shape, checkpoint: Checkpoint) -> None:
+def _checked(made: Iterable[Recipe], family: Family, shape: Shape, checkpoint: Checkpoint) -> list[Recipe]:
     """Every source must be there in its shape, and every tensor of the checkpoint must be a source."""
     used: dict[str, tuple[int, ...]] = {}
     rows: dict[str, int] = {}
-    for recipe in made:
+    out = []
+    for recipe in made:  # one at a time: a nonsensical number of layers ends at the first that is missing
+        out.append(recipe)
         for part in recipe.parts:
             if part.source not in checkpoint:
                 raise ModelError(f"{checkpoint.folder} lacks the tensor {part.source} {_shape_of(recipe, part.count)}")
@@ -144,6 +153,7 @@ def _check(made: Iterable[Recipe], family: Family, shape: Shape, checkpoint: Che
     if extra:
         names = ", ".join(map(shown, sorted(extra)[:3])) + (f" and {len(extra) - 3} more" if len(extra) > 3 else "")
         raise ModelError(f"{checkpoint.folder} holds {names}, which {family.name} has no place for")
+    return out
 
 
 def _check_source(tensor: Stored, n_rows: int, like: tuple[int, ...]) -> None:

@@ -92,6 +92,8 @@ def _llama3(config: Config, given: Config, shape: Shape, theta: float, n_dims: i
 def _yarn(config: Config, given: Config, shape: Shape, theta: float, n_dims: int) -> Rope:
     original = _original_context(config, given, shape)
     factor = given.number("factor", 1, 1e6) if given.get("factor") is not None else shape.n_ctx / original
+    if factor < 1:
+        given.refuse("factor", "a number of 1 or more")
     given.only("truncate", lambda x: x in (None, True), "true: GGUF's YaRN rounds the range that it mixes in")
     metadata: Metadata = {
         "rope.scaling.type": "yarn",

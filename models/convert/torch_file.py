@@ -6,11 +6,10 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from .._core import ArgumentError, FileError
-from .checkpoint import F32, Stored, widen
+from .checkpoint import F32, ITEM_BYTES, Stored, widen
 
 KINDS = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
 REOPEN_AFTER = 128 << 20  # bytes: pages of a mapping stay resident until it is let go
@@ -32,7 +31,7 @@ class TorchShard:
     def rows(self, tensor: Stored, begin: int, end: int) -> F32:
         import torch
 
-        self._bytes_read += tensor.n_bytes * (end - begin) // max(1, int(np.prod(tensor.shape)) // tensor.n_columns)
+        self._bytes_read += (end - begin) * tensor.n_columns * ITEM_BYTES[tensor.kind]
         if self._bytes_read > REOPEN_AFTER:
             self._state, self._bytes_read = {}, 0
             self._state = self._load()

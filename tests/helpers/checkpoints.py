@@ -94,6 +94,7 @@ CASES = {
     "gemma3": Case("Gemma3ForCausalLM", "Gemma3TextConfig", _GEMMA3),
     "gemma3-multimodal": Case("Gemma3ForConditionalGeneration", "Gemma3Config", _GEMMA3, _SIGLIP),
     "phi3": Case("Phi3ForCausalLM", "Phi3Config"),
+    "phi3-windows": Case("Phi3ForCausalLM", "Phi3Config", {"sliding_window": 20}),
     "phi3-long": Case("Phi3ForCausalLM", "Phi3Config", {"original_max_position_embeddings": 32} | _rope("longrope", **_FACTORS)),
     "phi3-short": Case(
         "Phi3ForCausalLM",

@@ -23,6 +23,6 @@ FAMILIES: dict[str, Family] = {
 def find_family(config: Config) -> Family:
     """Raises ModelError that lists the known ones."""
     names = config.get("architectures")
-    if not isinstance(names, list) or len(names) != 1 or names[0] not in FAMILIES:
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str) or names[0] not in FAMILIES:
         raise ModelError(f"{config.name('architectures')} is {shown(names)}; accepted: one of {', '.join(FAMILIES)}")
     return FAMILIES[names[0]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -154,19 +154,18 @@ def read_shape(config: Config, family: Family) -> Shape:
     )
 
 
-def recipes(family: Family, config: Config, shape: Shape, checkpoint: Checkpoint) -> list[Recipe]:
+def recipes(family: Family, config: Config, shape: Shape, checkpoint: Checkpoint) -> Iterator[Recipe]:
     """Every tensor of the GGUF file but RoPE factors, in the order it will have there."""
     root, output = _root(family, checkpoint)
-    out = [_whole("token_embd.weight", root + "embed_tokens.weight", (shape.n_vocab, shape.n_embd))]
-    out.append(_whole("output_norm.weight", root + "norm.weight", (shape.n_embd,), plus=family.norm_plus))
+    yield _whole("token_embd.weight", root + "embed_tokens.weight", (shape.n_vocab, shape.n_embd))
+    yield _whole("output_norm.weight", root + "norm.weight", (shape.n_embd,), plus=family.norm_plus)
     if not shape.tied:
-        out.append(_whole("output.weight", output + ".weight", (shape.n_vocab, shape.n_embd)))
+        yield _whole("output.weight", output + ".weight", (shape.n_vocab, shape.n_embd))
     rules = family.rules(config)
     for i in range(shape.n_layers):
-        out += [_from_rule(rule, i, root, shape) for rule in rules]
+        yield from (_from_rule(rule, i, root, shape) for rule in rules)
         if family.experts:
-            out += _expert_recipes(family.experts, i, root, shape, checkpoint)
-    return out
+            yield from _expert_recipes(family.experts, i, root, shape, checkpoint)
 
 
 def _root(family: Family, checkpoint: Checkpoint) -> tuple[str, str]:

@@ -49,6 +49,7 @@ MISTRAL = Family(
         "intermediate_size": 14336,
         "num_key_value_heads": 8,
         "max_position_embeddings": 4096 * 32,
+        "sliding_window": 4096,
     },
     rules=lambda config: (*NORMS, *paired(ATTENTION), *FFN),
 )

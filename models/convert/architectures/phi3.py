@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .family import ATTENTION, FFN, NORMS, Family, Rule
+from ..config import Config
+from .family import ATTENTION, FFN, NORMS, Family, Metadata, Rule, Shape
 
 FUSED = (
     Rule("attn_qkv", "self_attn.qkv_proj", ("qkv", "embd")),
@@ -10,6 +11,13 @@ FUSED = (
     Rule("ffn_up", "mlp.gate_up_proj", ("2ff", "embd")),
     FFN[2],
 )
+
+
+def _metadata(config: Config, shape: Shape) -> Metadata:
+    if config.get("sliding_window") is None:
+        return {}
+    return {"attention.sliding_window": config.integer("sliding_window", 1, 1 << 30)}
+
 
 PHI3 = Family(
     name="phi3",
@@ -25,6 +33,7 @@ PHI3 = Family(
         "rms_norm_eps": 1e-5,
     },
     rules=lambda config: (*NORMS, *FUSED),
+    metadata=_metadata,
     rope_types=("default", "longrope"),
     has_windows=True,
 )

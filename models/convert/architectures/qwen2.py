@@ -12,6 +12,9 @@ QWEN_DEFAULTS = {
     "hidden_act": "silu",
     "max_position_embeddings": 32768,
     "rms_norm_eps": 1e-6,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
 }
 
 QWEN2 = Family(name="qwen2", defaults=QWEN_DEFAULTS, rules=lambda config: (*NORMS, *ATTENTION, *QKV_BIASES, *FFN))

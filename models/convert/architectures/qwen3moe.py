@@ -26,6 +26,7 @@ QWEN3MOE = Family(
         "intermediate_size": 6144,
         "num_hidden_layers": 24,
         "num_key_value_heads": 4,
+        "max_window_layers": 0,
         "decoder_sparse_step": 1,
         "moe_intermediate_size": 768,
         "num_experts_per_tok": 8,

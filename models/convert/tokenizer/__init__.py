@@ -25,8 +25,9 @@ def read_tokenizer(folder: Path, model_config: Config, n_vocab: int) -> Tokenize
     Raises FileError or ModelError for what cannot be read, does not fit the embedding, or has no place in GGUF.
     """
     config = optional_object(folder, "tokenizer_config.json")
-    vocabulary = _vocabulary(folder, config)
-    vocabulary.add(read_added(folder, config))
+    spec = optional_object(folder, "tokenizer.json")
+    vocabulary = _vocabulary(folder, spec, config)
+    vocabulary.add(read_added(folder, spec, config))
     vocabulary.check(n_vocab)
     vocabulary.pad(n_vocab)
     metadata, notices = special_metadata(
@@ -39,13 +40,12 @@ def read_tokenizer(folder: Path, model_config: Config, n_vocab: int) -> Tokenize
     return Tokenizer(vocabulary.metadata() | metadata | read_templates(folder, config), [*vocabulary.notices, *notices])
 
 
-def _vocabulary(folder: Path, config: Config) -> Vocabulary:
+def _vocabulary(folder: Path, spec: Config, config: Config) -> Vocabulary:
     """tokenizer.json where it is byte-level; else SentencePiece's own file, which says more, if there is one."""
-    spec = read_object(member(folder, "tokenizer.json")) if (folder / "tokenizer.json").exists() else None
-    if spec is not None and byte_bpe.is_byte_level(spec):
+    if byte_bpe.is_byte_level(spec):
         return byte_bpe.read(folder / "tokenizer.json", spec, config)
     if (folder / "tokenizer.model").exists():
         return sentence_piece.read(member(folder, "tokenizer.model"), config)
-    if spec is not None:
+    if spec.get("model") is not None:
         return json_bpe.read(folder / "tokenizer.json", spec, config)
     raise FileError(f"{folder} has no tokenizer; accepted: tokenizer.json or tokenizer.model")

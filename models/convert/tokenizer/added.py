@@ -21,10 +21,13 @@ class AddedToken:
     single_word: bool = False
 
 
-def read_added(folder: Path, config: Config) -> list[AddedToken]:
-    """By id; of two sources for one id the first of those above counts."""
+def read_added(folder: Path, spec: Config, config: Config) -> list[AddedToken]:
+    """By id; of two sources for one id the first of those above counts.
+
+    spec: tokenizer.json, empty if there is none.
+    """
     found: dict[int, AddedToken] = {}
-    for token in (*_of_tokenizer_json(folder), *_of_config(config), *_of_old_file(folder)):
+    for token in (*_of_tokenizer_json(spec), *_of_config(config), *_of_old_file(folder)):
         known = found.setdefault(token.id, token)
         if known.content != token.content:
             raise ModelError(
@@ -34,10 +37,8 @@ def read_added(folder: Path, config: Config) -> list[AddedToken]:
     return [found[i] for i in sorted(found)]
 
 
-def _of_tokenizer_json(folder: Path) -> Iterator[AddedToken]:
-    if not (folder / "tokenizer.json").exists():
-        return
-    for entry in read_object(member(folder, "tokenizer.json")).objects("added_tokens"):
+def _of_tokenizer_json(spec: Config) -> Iterator[AddedToken]:
+    for entry in spec.objects("added_tokens"):
         yield _token(entry.integer("id", 0, MOST), entry)
 
 
@@ -55,7 +56,9 @@ def _of_old_file(folder: Path) -> Iterator[AddedToken]:
         return
     table = read_object(member(folder, "added_tokens.json"))
     for content in table.keys():  # noqa: SIM118 (no mapping)
-        yield AddedToken(table.integer(content, 0, MOST), content, content[:1] in "<[" and content[-1:] in ">]")
+        yield AddedToken(
+            table.integer(content, 0, MOST), content, content.startswith(("<", "[")) and content.endswith((">", "]"))
+        )
 
 
 def _token(number: int, entry: Config) -> AddedToken:

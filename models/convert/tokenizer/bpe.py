@@ -8,8 +8,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from ..._core import FileError, ModelError
+from ..._core import FileError, ModelError, ZipCacheError
 from ..config import MOST, Config, shown
+
+DEEPEST = 16  # sequences in sequences
 
 
 class Tokens:
@@ -29,11 +31,13 @@ class Tokens:
         return out
 
 
-def nested(part: Config, key: str) -> Iterator[Config]:
+def nested(part: Config, key: str, depth: int = 0) -> Iterator[Config]:
     """The parts of a normalizer or pre-tokenizer, sequences opened."""
+    if depth > DEEPEST:
+        raise ModelError(f"{part.name('type')} is nested deeper than {DEEPEST} sequences")
     if part.get("type") == "Sequence":
         for inner in part.objects(key):
-            yield from nested(inner, key)
+            yield from nested(inner, key, depth + 1)
     else:
         yield part
 
@@ -56,8 +60,8 @@ def read_tokens(model: Config) -> Tokens:
 def read_merges(model: Config, tokens: Tokens) -> list[tuple[str, str]]:
     """Best first, as pairs or, in older files, as text with a space between."""
     given = model.get("merges")
-    if not isinstance(given, list):
-        model.refuse("merges", "a list of pairs")
+    if not isinstance(given, list) or not given:  # llama.cpp loads no vocabulary without merges
+        model.refuse("merges", "a list of pairs, one at least")
     out = []
     for i, merge in enumerate(given):
         pair = merge.split(" ") if isinstance(merge, str) else merge
@@ -86,6 +90,8 @@ def foreign_errors(path: Path) -> Iterator[None]:
     exceptions, on some others."""
     try:
         yield
+    except ZipCacheError:
+        raise
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise FileError(

@@ -8,7 +8,7 @@ from typing import Any
 from ..._core import ModelError
 from ..config import Config, shown
 from . import pre_tokenizers
-from .bpe import add_flags, load, nested, read_merges, read_tokens
+from .bpe import add_flags, foreign_errors, load, nested, read_merges, read_tokens
 from .vocabulary import TokenType, Vocabulary
 
 
@@ -28,7 +28,8 @@ def read(path: Path, spec: Config, config: Config) -> Vocabulary:
     tokenizer = load(path)
     for part in nested(spec.child("pre_tokenizer"), "pretokenizers"):
         part.only("add_prefix_space", lambda x: not x, "false: GGUF's byte-level BPE adds no space")
-    pre = pre_tokenizers.recognize(tokenizer.pre_tokenizer, ignore_merges, path.name)
+    with foreign_errors(path):
+        pre = pre_tokenizers.recognize(tokenizer.pre_tokenizer, ignore_merges, path.name)
     missing = [c for c in pre_tokenizers.alphabet() if c not in tokens]
     if missing and model.get("unk_token") is not None:
         model.refuse("unk_token", f"null where bytes have no token (as {shown(missing[0])} here): GGUF drops them")

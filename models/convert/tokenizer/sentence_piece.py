@@ -29,6 +29,8 @@ def read(path: Path, config: Config) -> Vocabulary:
     _check(model, path)
     kinds = [TokenType(piece.type) for piece in model.pieces]
     check_bytes(pieces, kinds, path.name)
+    trainer = model.trainer_spec
+    special = {"bos": trainer.bos_id, "eos": trainer.eos_id, "unk": trainer.unk_id, "pad": trainer.pad_id}
     squeezes = bool(model.normalizer_spec.remove_extra_whitespaces)
     return Vocabulary(
         model="llama",
@@ -42,6 +44,7 @@ def read(path: Path, config: Config) -> Vocabulary:
             "add_space_prefix": bool(model.normalizer_spec.add_dummy_prefix),
             "remove_extra_whitespaces": squeezes,
         },
+        special={name: i for name, i in special.items() if 0 <= i < len(pieces)},
         notices=["the tokenizer squeezes runs of spaces; llama.cpp does not, for this kind"] if squeezes else [],
     )
 

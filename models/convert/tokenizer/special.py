@@ -16,7 +16,10 @@ MESSAGE_END = "<|eom_id|>"
 def special_metadata(
     vocabulary: Vocabulary, config: Config, names: Config, model_config: Config, generation: Config
 ) -> tuple[dict[str, int], list[str]]:
-    """GGUF keys, and notices. By name in the tokenizer's files, else by id in the model's."""
+    """GGUF keys, and notices.
+
+    A token is found by name in the tokenizer's files, else by id in the model's, else as SentencePiece has it.
+    """
     ids = vocabulary.ids()
     found: dict[str, int] = {}
     notices = []
@@ -24,6 +27,7 @@ def special_metadata(
         text = _text(config, name) or _text(names, name)
         if text is None:
             number = _first_id(model_config, f"{name}_token_id", len(ids))
+            number = vocabulary.special.get(name) if number is None else number
         elif text in ids:
             number = ids[text]
         elif name in ("unk", "pad"):
@@ -36,7 +40,7 @@ def special_metadata(
         if number is not None:
             found[key] = number
     eos = found.get("eos_token_id")
-    found |= _turn_ends(ids, eos, {*_ids(generation, "eos_token_id"), *_ids(model_config, "eos_token_id")})
+    found |= _turn_ends(ids, eos, [*_ids(generation, "eos_token_id"), *_ids(model_config, "eos_token_id")])
     for flag, key in (("add_bos_token", "bos_token_id"), ("add_eos_token", "eos_token_id")):
         if vocabulary.flags.get(flag) and key not in found:
             raise ModelError(f"{config.name(flag)} is true, but no file says which token that is")
@@ -66,7 +70,7 @@ def _first_id(config: Config, key: str, n_vocab: int) -> int | None:
     return value[0]
 
 
-def _turn_ends(ids: dict[str, int], eos: int | None, ends: set[Any]) -> dict[str, int]:
+def _turn_ends(ids: dict[str, int], eos: int | None, ends: list[Any]) -> dict[str, int]:
     """A chat's own end of turn where it is not eos: by name, one that the configuration lists as an end first."""
     known = [ids[name] for name in TURN_ENDS if name in ids and ids[name] != eos]
     known.sort(key=lambda number: number not in ends)

@@ -12,14 +12,15 @@ from .vocabulary import encodable
 
 KEY = "tokenizer.chat_template"
 LONGEST = 4 << 20  # bytes
+LONGEST_NAME = 100  # characters
 
 
 def read_templates(folder: Path, config: Config) -> dict[str, Any]:
     """GGUF keys: the default template, and others as KEY.NAME with their names in a list."""
     named = _of_files(folder) or _of_config(config)
     for name, text in named.items():
-        if not encodable(text):
-            raise ModelError(f"the chat template {shown(name)} is no valid Unicode")
+        if not encodable(text) or not name.isprintable() or len(name) > LONGEST_NAME:
+            raise ModelError(f"the chat template {shown(name)} has a name or text that is no valid Unicode")
     values: dict[str, Any] = {KEY: named.pop("default")} if "default" in named else {}
     if named:
         values[KEY + "s"] = sorted(named)

@@ -46,6 +46,7 @@ class Vocabulary:
     merges: Sequence[str] = ()  # best first, byte-level
     scores: list[float] = field(default_factory=list)  # [n_tokens], SentencePiece
     flags: dict[str, bool] = field(default_factory=dict)  # add_bos_token, ...
+    special: dict[str, int] = field(default_factory=dict)  # "bos", ...: ids that the vocabulary itself knows
     notices: list[str] = field(default_factory=list)
 
     def add(self, added: Sequence[AddedToken]) -> None:
@@ -53,7 +54,7 @@ class Vocabulary:
         for token in added:
             self._grow(token)
             self.tokens[token.id] = token.content
-            if self.types[token.id] != TokenType.UNKNOWN:
+            if self.types[token.id] not in (TokenType.UNKNOWN, TokenType.BYTE):
                 self.types[token.id] = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
         stripping = [token.content for token in added if token.lstrip or token.rstrip]
         if stripping:
