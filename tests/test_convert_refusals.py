@@ -314,7 +314,7 @@ def test_mutations(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", 600, n_shards=2)
     (folder / "tokenizer.model").write_bytes(trained_tokenizers.sentence_piece(600))
     command = [sys.executable, "-c", code, str(folder), "0", str(N_MUTATIONS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parent, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, cwd=Path(__file__).parent, check=False)
     assert done.returncode == 0, f"{done.stdout[-40:]} {done.stderr[-3000:]}"
     assert "converted" in done.stdout
     print(done.stdout.splitlines()[-1])

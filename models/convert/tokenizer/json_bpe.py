@@ -16,6 +16,7 @@ from .bpe import Tokens, add_flags, foreign_errors, load, nested, read_merges, r
 from .sentence_piece import check_bytes
 from .vocabulary import BYTES, SPACE, TokenType, Vocabulary
 
+_BYTES = set(BYTES)
 PROBES = [
     "Hello, world!",
     "a  b   c ",
@@ -33,13 +34,16 @@ def read(path: Path, spec: Config, config: Config) -> Vocabulary:
         model.only(key, lambda x: not x, "null: GGUF's SentencePiece has none")
     model.only("byte_fallback", lambda x: x is True, "true: GGUF's SentencePiece spells unknown characters as bytes")
     merges = read_merges(model, tokens)
+    unknown = model.text("unk_token") if model.get("unk_token") is not None else None
     tokenizer = load(path)
     with foreign_errors(path):
         prefix, notices = _spaces(tokenizer, spec, tokens)
     texts = tokens.by_id()
-    types = [_type(text, model.get("unk_token")) for text in texts]
+    types = [_type(text, unknown) for text in texts]
     check_bytes([text or "" for text in texts], types, path.name)
-    scores = _scores(merges, tokens, path.name)
+    scores = _scores(merges, path.name)
+    added = {entry.text("content") for entry in spec.objects("added_tokens")}
+    _check_complete(set(merges), tokens, {*_BYTES, *added, unknown}, path.name)
     return Vocabulary(
         model="llama",
         tokens=texts,
@@ -59,10 +63,7 @@ def _type(text: str | None, unknown: str | None) -> TokenType:
     return TokenType.BYTE if text in _BYTES else TokenType.NORMAL
 
 
-_BYTES = set(BYTES)
-
-
-def _scores(merges: list[tuple[str, str]], tokens: Tokens, source: str) -> dict[str, float]:
+def _scores(merges: list[tuple[str, str]], source: str) -> dict[str, float]:
     """Token -> minus the rank of its merges."""
     ranks: dict[str, list[int]] = {}
     for rank, (left, right) in enumerate(merges):
@@ -75,26 +76,21 @@ def _scores(merges: list[tuple[str, str]], tokens: Tokens, source: str) -> dict[
                 " SentencePiece has them"
             )
         latest = own[-1]
-    _check_complete(set(merges), tokens, source)
     return {token: -float(own[0] + 1) for token, own in ranks.items()}
 
 
-def _check_complete(merges: set[tuple[str, str]], tokens: Tokens, source: str) -> None:
+def _check_complete(merges: set[tuple[str, str]], tokens: Tokens, whole: set[str | None], source: str) -> None:
+    """whole: tokens that never come of a merge."""
     for token in tokens.ids:
-        if token in _BYTES:
+        if token in whole:
             continue
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
-            if left in tokens and right in tokens and (left, right) not in merges and _plain(token, merges):
+            if left in tokens and right in tokens and (left, right) not in merges:
                 raise ModelError(
                     f"{source} does not merge {shown(left)} and {shown(right)} into the token {shown(token)}, as"
                     " SentencePiece would; accepted: the merges of a SentencePiece model"
                 )
-
-
-def _plain(token: str, merges: set[tuple[str, str]]) -> bool:
-    """Whether merges make the token at all; special ones stand in the vocabulary without any."""
-    return any((token[:cut], token[cut:]) in merges for cut in range(1, len(token)))
 
 
 def _spaces(tokenizer: Tokenizer, spec: Config, tokens: Tokens) -> tuple[bool, list[str]]:
