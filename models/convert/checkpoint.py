@@ -42,11 +42,14 @@ class Stored:
 
 
 class Shard(Protocol):
-    """An open file of tensors."""
+    """A file of tensors."""
 
     def tensors(self) -> list[Stored]: ...
     def rows(self, tensor: Stored, begin: int, end: int) -> F32:
         """[end - begin, n_columns]: rows of the tensor seen as two-dimensional."""
+
+    def release(self) -> None:
+        """Lets go of memory until rows are asked for again."""
 
 
 class SafetensorsShard:
@@ -80,6 +83,9 @@ class SafetensorsShard:
             raise FileError(f"{self._path} was shortened while it was read")
         return widen(values).reshape(end - begin, tensor.n_columns)
 
+    def release(self) -> None:
+        pass
+
 
 def widen(values: NDArray[np.float32 | np.float16 | np.uint16]) -> F32:
     """f32 of what a checkpoint holds; bf16 comes as its bits."""
@@ -95,6 +101,7 @@ class Checkpoint:
         self.folder = folder
         self.tensors: dict[str, Stored] = {}
         self._shards: dict[Path, Shard] = {}
+        self._last: Path | None = None  # the file that rows were read of
         for path, promised in _files(folder).items():
             shard = _open(path)
             self._shards[path] = shard
@@ -107,7 +114,11 @@ class Checkpoint:
         return name in self.tensors
 
     def rows(self, name: str, begin: int, end: int) -> F32:
+        """Rows of a tensor as its shard gives them; one shard at a time holds memory."""
         tensor = self.tensors[name]
+        if self._last is not None and self._last != tensor.file:
+            self._shards[self._last].release()
+        self._last = tensor.file
         return self._shards[tensor.file].rows(tensor, begin, end)
 
 
@@ -137,7 +148,7 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
             return {member(folder, single): None}
         index = folder / f"{single}.index.json"
         if index.exists():
-            return _indexed(folder, index)
+            return _indexed(folder, member(folder, index.name))
     raise FileError(
         f"{folder} has no weights; accepted: model.safetensors, pytorch_model.bin, or either's .index.json and shards"
     )

@@ -19,11 +19,12 @@ class TorchShard:
     def __init__(self, path: Path) -> None:
         if importlib.util.find_spec("torch") is None:
             raise ArgumentError(f"{path.name} needs PyTorch to be read: pip install torch, or use safetensors")
-        self._path, self._bytes_read = path, 0
+        self._path, self._mapped = path, True
         self._state = self._load()
-        self._tensors = [
-            Stored(n, KINDS.get(str(t.dtype), str(t.dtype)), tuple(t.shape), path) for n, t in self._state.items()
-        ]
+        self._bytes_read = 0
+        kinds = {name: KINDS.get(str(tensor.dtype), str(tensor.dtype)) for name, tensor in self._state.items()}
+        self._tensors = [Stored(n, kinds[n], tuple(tensor.shape), path) for n, tensor in self._state.items()]
+        self.release()
 
     def tensors(self) -> list[Stored]:
         return self._tensors
@@ -31,13 +32,17 @@ class TorchShard:
     def rows(self, tensor: Stored, begin: int, end: int) -> F32:
         import torch
 
-        self._bytes_read += (end - begin) * tensor.n_columns * ITEM_BYTES[tensor.kind]
-        if self._bytes_read > REOPEN_AFTER:
-            self._state, self._bytes_read = {}, 0
+        if self._mapped and self._bytes_read > REOPEN_AFTER:
+            self.release()
+        if not self._state:
             self._state = self._load()
-        part = self._state[tensor.name].reshape(-1, tensor.n_columns)[begin:end]
+        self._bytes_read += (end - begin) * tensor.n_columns * ITEM_BYTES[tensor.kind]
+        part = self._state[tensor.name].detach().reshape(-1, tensor.n_columns)[begin:end]
         values: NDArray[Any] = (part.view(torch.uint16) if part.dtype == torch.bfloat16 else part).numpy()
         return widen(values).copy()
+
+    def release(self) -> None:
+        self._state, self._bytes_read = {}, 0
 
     def _load(self) -> dict[str, Any]:
         import torch
@@ -46,6 +51,7 @@ class TorchShard:
             try:
                 state = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError:  # the format of old versions cannot be mapped
+                self._mapped = False
                 state = torch.load(self._path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch documents no exceptions
             raise FileError(f"{self._path} is no file of weights alone: {str(error)[:200]}") from error
