@@ -1,7 +1,6 @@
 #include "engine/model.h"
 
 #include <algorithm>
-#include <thread>
 
 #include "common/error.h"
 #include "engine/session.h"
@@ -12,16 +11,6 @@
 
 namespace zipcache {
 namespace {
-
-constexpr int kMaxThreads = 512;  // ggml's own limit
-
-int thread_count(int wanted) {
-    if (wanted < 0 || wanted > kMaxThreads) {
-        throw ArgumentError("threads is " + std::to_string(wanted) + "; accepted: 1 to " + std::to_string(kMaxThreads) +
-                            ", or 0 to choose");
-    }
-    return wanted > 0 ? wanted : std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
-}
 
 void check_device(const std::string & device) {
     if (device != "auto" && device != "cpu") {
@@ -86,7 +75,8 @@ MemoryPlan plan_memory(const std::shared_ptr<const GgufFile> & file, int64_t n_c
     }
     const int64_t stretch = std::min<int64_t>(n_ctx, Session::kStretch);
     const int64_t chunk = std::min<int64_t>(n_ctx, PrefillGraphs::kChunk);
-    const int64_t widest = std::max({h.n_embd, 2 * h.n_ff, (h.n_heads + 2 * h.n_kv_heads) * h.head_dim});
+    const int64_t ffn = std::max<int64_t>(1, h.n_experts_used) * std::max<int64_t>(h.n_embd, 2 * int64_t(h.n_ff));
+    const int64_t widest = std::max<int64_t>(ffn, int64_t(h.n_heads + 2 * h.n_kv_heads) * h.head_dim);
     MemoryPlan plan;
     plan.n_ctx = n_ctx;
     plan.weights_mapped = network->storage->mapped_bytes();
