@@ -22,7 +22,7 @@ def inspect(path: str, n_ctx: int, repack: bool = True) -> dict[str, Any]:
 
 def ggml_build() -> dict[str, Any]:
     """{"version", "commit", "source": "wheel" | "source", "features": {"AVX2": True, ...},
-    "kernels": "ref" | "avx2" | "avx512" | "vnni"}"""
+    "kernels": "ref" | "avx2" | "avx512" | "vnni" | "neon" | "dotprod"}"""
 
 def bench_attend_kv(
     *,
