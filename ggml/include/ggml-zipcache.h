@@ -11,7 +11,7 @@ extern "C" {
 #endif
 
 // Instruction sets of the CPU kernels, for each architecture best last; each includes those before it. The environment
-// variable ZIPCACHE_CPU (ref; avx2, avx512, vnni; neon, dotprod) lowers the choice; what the machine has not is ignored.
+// variable ZIPCACHE_CPU (ref; avx2, avx512, vnni; neon, dotprod) lowers the choice; other names are ignored.
 enum ggml_zipcache_cpu {
     GGML_ZIPCACHE_CPU_REF,  // portable
     // x86-64

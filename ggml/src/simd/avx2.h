@@ -72,7 +72,7 @@ struct Avx2 {
         return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
     }
 
-   private:
+  private:
     static __m128i eight(const void * bytes) { return _mm_loadl_epi64(static_cast<const __m128i *>(bytes)); }
 };
 

@@ -62,7 +62,7 @@ struct Neon {
     float sum() const { return vaddvq_f32(r); }
     float max() const { return vmaxvq_f32(r); }
 
-   private:
+  private:
     static Neon from_f16(uint16x4_t x) { return {vcvt_f32_f16(vreinterpret_f16_u16(x))}; }
     static uint32x2_t four(const void * bytes) {
         uint32_t word;

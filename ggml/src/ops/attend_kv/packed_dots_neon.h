@@ -4,6 +4,10 @@
 //
 // Ops::dot<Quad>(sum, codes, bytes): sum + for each 32-bit lane the dot product of four int8 codes with bytes
 // [4 Quad, 4 Quad + 4). Codes of 8 bits are made signed by taking 128 away, which the sums are given beforehand.
+// (USDOT of the i8mm extension would spare these codes that, and the others nothing; SMMLA wants eight channels in a
+// row where the format has four. So there is no level for i8mm.)
+// Counted in what GCC 12 makes of it for three queries and codes of 4 bits with SDOT: 204 instructions for 512 codes of
+// keys, 47 for 128 of values.
 
 #include "packed_simd.h"
 

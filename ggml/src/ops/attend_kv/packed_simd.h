@@ -249,8 +249,7 @@ struct Head {
         with_bits(bits,
                   [&](auto b) { key_dots<Ops, Queries, b.value>(block.k, block.n_places, dim, 0, dim, q8, sums); });
         for (int i = 0; i < Queries; ++i) {
-            const V scale = V::set(q_scale[i]),
-                       constant = V::set(q_constant[i] + q_lost[i] * levels(bits) / 2);
+            const V scale = V::set(q_scale[i]), constant = V::set(q_constant[i] + q_lost[i] * levels(bits) / 2);
             for (int p = 0; p < block.n_places; p += V::lanes) {
                 V::fma(V::load_i32(sums + i * kMaxPlaces + p), scale, constant).store(logits + i * kMaxPlaces + p);
             }
