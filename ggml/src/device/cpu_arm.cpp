@@ -13,7 +13,7 @@ std::vector<ggml_zipcache_cpu> cpu_levels() {
 }
 
 CpuKernels cpu_kernels(ggml_zipcache_cpu level) {
-    // ggml's own products of packed weights are made for these processors
+    // not measured; ggml's own products of packed weights are made for these processors
     constexpr bool kMulMatBeatsGgml = false;
     switch (level) {
         case GGML_ZIPCACHE_CPU_DOTPROD:

@@ -22,4 +22,8 @@ struct CpuKernels {
 
 CpuKernels cpu_kernels(ggml_zipcache_cpu level);
 
+inline CpuKernels cpu_kernels() {
+    return cpu_kernels(ggml_zipcache_cpu_level());
+}
+
 }  // namespace zipcache::device

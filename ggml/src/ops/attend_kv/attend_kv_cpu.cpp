@@ -47,7 +47,7 @@ void window_portable(const WindowTask & task) {
 namespace {
 
 WindowKernel choose_window(int head_dim) {
-    const WindowKernel kernel = device::cpu_kernels(ggml_zipcache_cpu_level()).window;
+    const WindowKernel kernel = device::cpu_kernels().window;
     // the vector kernels keep whole registers of channels
     return kernel && head_dim % 16 == 0 ? kernel : window_portable;
 }
@@ -103,7 +103,7 @@ void add_run(PackedKernel kernel, const ggml_zipcache_layer & layer, const ggml_
 }
 
 void add_segments(const ggml_zipcache_layer & layer, const float * q, int split, int n_splits, float * partial) {
-    const PackedKernel kernel = device::cpu_kernels(ggml_zipcache_cpu_level()).packed;
+    const PackedKernel kernel = device::cpu_kernels().packed;
     for (int64_t first = 0, last; first < layer.n_segments; first = last) {
         const ggml_zipcache_segment * run = layer.segments + first;
         last = first + 1;

@@ -14,7 +14,7 @@ constexpr int64_t kRows = 48;
 void ggml_zipcache_score_probes(const ggml_zipcache_probes * probes, int kv_head, int64_t first_probe,
                                 int64_t last_probe, float * score, float * square) {
     using namespace zipcache::score_probes;
-    const AddSoftmax add_softmax = zipcache::device::cpu_kernels(ggml_zipcache_cpu_level()).add_softmax;
+    const AddSoftmax add_softmax = zipcache::device::cpu_kernels().add_softmax;
     if (!add_softmax) {
         ggml_zipcache_score_probes_ref(probes, kv_head, first_probe, last_probe, score, square);
         return;
