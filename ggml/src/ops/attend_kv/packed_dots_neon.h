@@ -24,7 +24,8 @@ inline uint8x16_t joined(const uint8_t * const * plane) {
     }
     if constexpr (Plane > 0) {
         constexpr int low = plane_low<Bits>(Plane);
-        bits = vsliq_n_u8(joined<Bits, Sub, Plane - 1>(plane), bits, low);
+        const uint8x16_t lower = joined<Bits, Sub, Plane - 1>(plane);  // the intrinsic is a macro in clang
+        bits = vsliq_n_u8(lower, bits, low);
     }
     return bits;
 }
