@@ -22,7 +22,7 @@ def inspect(path: str, n_ctx: int, repack: bool, kv: KvOptions) -> dict[str, Any
 
 def ggml_build() -> dict[str, Any]:
     """{"version", "commit", "source": "wheel" | "source", "features": {"AVX2": True, ...},
-    "kernels": "ref" | "avx2" | "avx512" | "vnni"}"""
+    "kernels": "ref" | "avx2" | "avx512" | "vnni" | "neon" | "dotprod"}"""
 
 def quantize(values: NDArray[np.float32], type: int, threads: int, name: str) -> NDArray[np.uint8]:
     """[n_rows, n_columns] -> [n_rows, bytes of a row] in ggml's type of that number; threads: 0 for one a core."""
