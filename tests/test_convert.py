@@ -41,7 +41,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
 
     @cache
     def make(name: str, kind: str) -> tuple[Path, np.ndarray]:
-        folder = tmp_path_factory.mktemp(name)
+        folder = tmp_path_factory.mktemp("model")  # its name is the model's: "phi3" means certain tokens to llama.cpp
         model = checkpoints.write(folder, name)
         convert(folder, folder / "model.gguf", type=kind)
         return folder / "model.gguf", checkpoints.logits(model, random_tokens())
