@@ -41,8 +41,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
 
     @cache
     def make(name: str, kind: str) -> tuple[Path, np.ndarray]:
-        # named after nothing: llama.cpp asks more of the vocabulary of a file whose name has "phi3" in it
-        folder = tmp_path_factory.mktemp("tiny")
+        folder = tmp_path_factory.mktemp("model")  # its name is the model's: "phi3" means certain tokens to llama.cpp
         model = checkpoints.write(folder, name)
         convert(folder, folder / "model.gguf", type=kind)
         return folder / "model.gguf", checkpoints.logits(model, random_tokens())

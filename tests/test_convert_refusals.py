@@ -198,6 +198,8 @@ def test_links_of_a_hugging_face_cache(tmp_path: Path) -> None:
     [
         ("none/model.gguf", FileError, "the folder .*none of the target does not exist"),
         ("folder", FileError, "is a folder; accepted: a file"),
+        ("/", FileError, "is a folder; accepted: a file"),
+        ("x" * 300, FileError, "cannot write .*: File name too long"),
         ("model/model.safetensors", ArgumentError, "is a file of the checkpoint"),
     ],
 )

@@ -19,6 +19,8 @@ SLACK = 64 << 20  # bytes for metadata
 
 def execute(plan: Plan, target: Path, *, threads: int | None, verify: bool, progress: Callable[[float], None]) -> None:
     """Writes a plan's file. What stands at `target`, or nothing, stays until the new file is whole and verified."""
+    if not target.name:
+        raise FileError(f"the target {target} is a folder; accepted: a file")
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         _check_target(plan, target)

@@ -27,6 +27,9 @@ def read(path: Path, config: Config) -> Vocabulary:
     except (DecodeError, UnicodeDecodeError) as error:
         raise FileError(f"{path} is no SentencePiece model: {str(error)[:200]}") from error
     _check(model, path)
+    for i, piece in enumerate(pieces):
+        if not isinstance(piece, str):  # how the protobuf package gives what is no UTF-8
+            raise FileError(f"piece {i} of {path} is {shown(piece)}; accepted: text in UTF-8")
     kinds = [TokenType(piece.type) for piece in model.pieces]
     check_bytes(pieces, kinds, path.name)
     trainer = model.trainer_spec
