@@ -167,7 +167,9 @@ def test_every_architecture_decodes_near_f16(name: str, tmp_path: Path) -> None:
         rows.append(np.vstack([decoded, session.logits, session.score(tokens[360:])]))
         check_stats(session, all_seen=not tiny_models.SHAPES[name].sliding_window)
     # in heads of 8 channels parameters eat most of the budget of auto
-    for compressed, limit in zip(rows[1:], (2e-3, 0.1, 2e-3), strict=True):
+    # and a router sends a few tokens to other experts for the least difference
+    fine = 0.05 if tiny_models.SHAPES[name].n_experts else 2e-3
+    for compressed, limit in zip(rows[1:], (fine, 0.1, fine), strict=True):
         assert mean_kl(rows[0], compressed) <= limit
 
 
