@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "common/error.h"
+#include "device/devices.h"
 #include "engine/session.h"
 #include "ggml-cpu.h"
 #include "kv/kv_cache.h"
@@ -23,12 +24,6 @@ int thread_count(int wanted) {
     return wanted > 0 ? wanted : std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
 }
 
-void check_device(const std::string & device) {
-    if (device != "auto" && device != "cpu") {
-        throw ArgumentError("device is '" + device + "'; accepted: auto, cpu");
-    }
-}
-
 // Constructs a tokenizer where the file holds one. A file without one still runs on token ids.
 std::unique_ptr<Tokenizer> make_tokenizer(const GgufFile & file, const HParams & h) {
     if (!file.find("tokenizer.ggml.model")) {
@@ -45,14 +40,16 @@ std::unique_ptr<Tokenizer> make_tokenizer(const GgufFile & file, const HParams &
 }  // namespace
 
 std::shared_ptr<Model> Model::open(const std::string & path, const ModelOptions & options) {
-    check_device(options.device);
     const int threads = thread_count(options.threads);
+    auto device = open_device(options.device);
     std::shared_ptr<Model> model(new Model());
     model->file_ = GgufFile::open(path);
-    model->network_ = load_network(model->file_, options.repack, options.progress);
+    model->executor_ = std::make_unique<Executor>(threads, std::move(device));
+    Device & on = model->executor_->device();
+    model->network_ =
+        load_network(model->file_, {on.is_host() ? nullptr : &on, options.repack}, options.progress);
     model->output_norms_ = std::make_unique<OutputNorms>(model->file_, model->network_->h.n_layers);
     model->tokenizer_ = make_tokenizer(*model->file_, model->network_->h);
-    model->executor_ = std::make_unique<Executor>(threads);
     return model;
 }
 
@@ -79,13 +76,13 @@ void Model::check_tokens(const int32_t * tokens, size_t n_tokens) const {
 }
 
 MemoryPlan plan_memory(const std::shared_ptr<const GgufFile> & file, int64_t n_ctx, bool repack) {
-    const auto network = plan_network(file, repack);
+    const auto network = plan_network(file, {nullptr, repack});
     const HParams & h = network->h;
     if (n_ctx <= 0) {
         n_ctx = h.n_ctx_train;
     }
     const int64_t stretch = std::min<int64_t>(n_ctx, Session::kStretch);
-    const int64_t chunk = std::min<int64_t>(n_ctx, PrefillGraphs::kChunk);
+    const int64_t chunk = std::min<int64_t>(n_ctx, CpuDevice::kChunk);
     const int64_t widest = std::max({h.n_embd, 2 * h.n_ff, (h.n_heads + 2 * h.n_kv_heads) * h.head_dim});
     MemoryPlan plan;
     plan.n_ctx = n_ctx;

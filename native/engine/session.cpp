@@ -78,10 +78,11 @@ class Session::Turn {
 Session::Session(const std::shared_ptr<Model> & model, int64_t n_ctx, const KvOptions & kv)
     : Session(model, n_ctx, make_policy(kv, model->hparams())) {}
 
-Session::Session(std::shared_ptr<Model> model, int64_t n_ctx, std::shared_ptr<const Policy> policy)
+Session::Session(std::shared_ptr<Model> model, int64_t n_ctx, const std::shared_ptr<const Policy> & policy)
     : model_(std::move(model)),
       n_ctx_(checked_n_ctx(*model_, n_ctx)),
-      cache_(std::move(policy), model_->hparams(), model_->output_norms(), n_ctx_),
+      cache_(policy, model_->hparams(), model_->executor().device(),
+             make_codec(model_->executor().device(), policy, model_->hparams(), model_->output_norms()), n_ctx_),
       decode_graph_(model_->network(), model_->executor(), static_cast<int>(n_ctx_)),
       prefill_graphs_(model_->network(), model_->executor(), static_cast<int>(n_ctx_)) {}
 
@@ -146,8 +147,8 @@ void Session::prefill_stretch(const int32_t * tokens, int64_t n_tokens, const st
     }
     for (int layer = 0; layer < model_->hparams().n_layers; ++layer) {
         const PrefillRows rows = cache_.begin_prefill(layer, n_tokens, parallel());
-        for (int64_t first = 0; first < n_tokens; first += PrefillGraphs::kChunk) {
-            const int64_t n = std::min<int64_t>(PrefillGraphs::kChunk, n_tokens - first);
+        for (int64_t first = 0; first < n_tokens; first += prefill_graphs_.chunk()) {
+            const int64_t n = std::min<int64_t>(prefill_graphs_.chunk(), n_tokens - first);
             prefill_graphs_.layer(rows, layer, position, first, n, cancel_);
             advanced(n);
         }

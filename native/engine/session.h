@@ -26,7 +26,7 @@ class Session {
 
     // n_ctx 0: what the model was trained for. Throws ArgumentError for more than that, or for an unknown policy.
     Session(const std::shared_ptr<Model> & model, int64_t n_ctx, const KvOptions & kv);
-    Session(std::shared_ptr<Model> model, int64_t n_ctx, std::shared_ptr<const Policy> policy);
+    Session(std::shared_ptr<Model> model, int64_t n_ctx, const std::shared_ptr<const Policy> & policy);
 
     // Appends n_tokens >= 1 tokens to the cache; logits() are then those after the last one.
     // Throws ContextError when they do not fit (nothing is appended), ArgumentError for bad ids, Cancelled.

@@ -231,21 +231,28 @@ void SessionFile::write_layer(ByteWriter & out, const KvCache & cache, const KvC
     out.value(static_cast<int64_t>(layer.segments.size()));
     for (const SegmentUse & use : layer.segments) {
         const Segment & s = *use.segment;
+        const auto data = cache.codec_->bytes_of(s);
         for (int64_t number :
-             {use.position, s.n_tokens, use.first_seen, use.last_seen, static_cast<int64_t>(s.data.size())}) {
+             {use.position, s.n_tokens, use.first_seen, use.last_seen, static_cast<int64_t>(data.size())}) {
             out.value(number);
         }
         out.array(s.k_divisor);
         out.array(s.v_divisor);
-        out.array(s.data);
+        out.array(data);
     }
-    for (const uint16_t * rows : {layer.view.k, layer.view.v}) {
-        for (int head = 0; rows && head < h.n_kv_heads; ++head) {  // an empty window has no memory
-            out.bytes(rows + head * layer.view.capacity * h.head_dim, cache.n_window_ * h.head_dim * sizeof(uint16_t));
+    std::vector<uint16_t> rows(cache.n_window_ * h.head_dim);
+    for (const uint16_t * window : {layer.view.k, layer.view.v}) {
+        for (int head = 0; window && head < h.n_kv_heads; ++head) {  // an empty window has no memory
+            cache.device_->read(rows.data(), window + head * layer.view.capacity * h.head_dim,
+                                rows.size() * sizeof(uint16_t));
+            out.array(rows);
         }
     }
-    out.array(layer.slots.q);
-    out.array(layer.slots.log_sum);
+    for (const Bytes * part : {&layer.slots.q, &layer.slots.log_sum}) {
+        std::vector<uint8_t> bytes(part->size());
+        cache.device_->read(bytes.data(), part->as(), bytes.size());
+        out.array(bytes);
+    }
 }
 
 std::unique_ptr<Session> SessionFile::load(const std::shared_ptr<Model> & model, const std::string & path) {
@@ -298,6 +305,9 @@ void SessionFile::read_cache(ByteReader & in, KvCache & cache, int64_t n_tokens)
     }
     // last, so that refresh() hid no more than was hidden when it was saved
     cache.n_tokens_ = n_tokens;
+    for (KvCache::Layer & layer : cache.layers_) {
+        layer.shown->keep_probes(cache.show_slots(layer));
+    }
 }
 
 // first: the position of the window's first token.
@@ -321,15 +331,18 @@ void SessionFile::read_layer(ByteReader & in, KvCache & cache, int index, int64_
     layer.balance = read_balance(in, *cache.policy_, h);
     read_segments(in, cache, index, n_tokens);
     cache.refresh(index);
-    for (ggml_tensor * rows : {layer.window.k, layer.window.v}) {
-        for (int head = 0; rows && head < h.n_kv_heads; ++head) {  // an empty window has no memory
-            in.bytes(static_cast<char *>(rows->data) + head * rows->nb[2],
-                     cache.n_window_ * h.head_dim * sizeof(uint16_t), "its uncompressed tokens");
+    for (ggml_tensor * window : {layer.window.k, layer.window.v}) {
+        for (int head = 0; window && head < h.n_kv_heads; ++head) {  // an empty window has no memory
+            const auto rows = in.array<uint16_t>(cache.n_window_ * h.head_dim, "its uncompressed tokens");
+            cache.device_->write(static_cast<char *>(window->data) + head * window->nb[2], rows.data(),
+                                 rows.size() * sizeof(uint16_t));
         }
     }
-    const int64_t n_queries = static_cast<int64_t>(cache.slot_positions_.size()) * h.n_heads;
-    layer.slots.q = in.array<uint16_t>(n_queries * h.head_dim, "its probes");
-    layer.slots.log_sum = in.array<float>(n_queries, "its probes");
+    cache.make_slots(layer);
+    for (const Bytes * part : {&layer.slots.q, &layer.slots.log_sum}) {
+        const auto bytes = in.array<uint8_t>(static_cast<int64_t>(part->size()), "its probes");
+        cache.device_->write(part->as(), bytes.data(), bytes.size());
+    }
 }
 
 void SessionFile::read_segments(ByteReader & in, KvCache & cache, int index, int64_t n_tokens) {
@@ -375,11 +388,12 @@ SegmentUse SessionFile::read_segment(ByteReader & in, const KvCache & cache, con
     if (policy.v_divisor == Divisor::normalizer) {
         segment->v_divisor = read_divisor(in, *cache.h_);
     }
-    segment->data = in.array<uint8_t>(n_bytes, "a segment");
+    auto bytes = in.array<uint8_t>(n_bytes, "a segment");
     if (const char * error =
-            ggml_zipcache_segment_error(segment->format, n_tokens, segment->data.data(), segment->data.size())) {
+            ggml_zipcache_segment_error(segment->format, n_tokens, bytes.data(), bytes.size())) {
         in.fail(error);
     }
+    cache.codec_->set_bytes(*segment, std::move(bytes));
     SegmentUse use = {std::move(segment), position, 0, n_tokens, nullptr};
     cache.hide(use, first_seen, last_seen);
     return use;

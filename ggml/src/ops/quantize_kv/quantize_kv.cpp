@@ -317,6 +317,11 @@ size_t ggml_zipcache_segment_bytes(const ggml_zipcache_format * format, int64_t 
     return Plan(*format, n_tokens, tier).n_bytes;
 }
 
+size_t ggml_zipcache_block_bytes(const ggml_zipcache_format * format, int tier, int64_t n_tokens) {
+    const bool empty = n_tokens == 0 || evicts(*format, tier);
+    return empty ? 0 : BlockLayout(*format, tier, tile_places(n_tokens)).size;
+}
+
 void ggml_zipcache_quantize_kv_begin(const ggml_zipcache_format * format, const ggml_zipcache_rows * rows,
                                      uint8_t * to) {
     const auto & f = *format;

@@ -1,0 +1,33 @@
+#pragma once
+#include <memory>
+
+#include "device/memory.h"
+#include "kv/compress.h"
+
+namespace zipcache {
+
+// Turns rows into segments and back, where they lie. Immutable.
+class SegmentCodec {
+  public:
+    virtual ~SegmentCodec() = default;
+
+    // Rows [first, first + n) of a layer. balance: the layer's, or null at its first compression, which then makes one.
+    virtual std::shared_ptr<const Segment> compress(int layer, const Rows & rows, int64_t first, int64_t n,
+                                                    const Probes & probes, std::shared_ptr<const Balance> balance,
+                                                    const Parallel & parallel) const = 0;
+    // The token of each place: u16, as ggml_zipcache_segment::position has them.
+    virtual std::shared_ptr<const Bytes> places(const Segment & segment) const = 0;
+    // Tokens [first, last) of a segment as rows, without the evicted ones, which are the same in every head.
+    //   k, v  [n_kv_heads, stride, head_dim] f16, from the first row on
+    // Returns the number of rows.
+    virtual int64_t dequantize(const Segment & segment, int64_t first, int64_t last, uint16_t * k, uint16_t * v,
+                               int64_t stride, const Parallel & parallel) const = 0;
+    // A segment's bytes as files hold them (ggml/src/format.h), and back. `segment` has all but what it then gets.
+    virtual std::vector<uint8_t> bytes_of(const Segment & segment) const = 0;
+    virtual void set_bytes(Segment & segment, std::vector<uint8_t> bytes) const = 0;
+};
+
+std::shared_ptr<const SegmentCodec> make_codec(Device & device, std::shared_ptr<const Policy> policy, const HParams & h,
+                                               OutputNorms & norms);
+
+}  // namespace zipcache
