@@ -1,5 +1,6 @@
 #include "cuda/cuda_device.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -165,6 +166,13 @@ FreeMemory CudaDevice::free_memory() const {
 
 bool CudaDevice::computes(const ggml_tensor * node) const {
     return is_own(node) || ggml_backend_supports_op(backend_.get(), node);
+}
+
+// As ggml-zipcache-cuda.h states it.
+bool CudaDevice::attends(int n_queries, int head_dim) const {
+    constexpr int kMostQueries = 16;
+    const auto known = {64, 80, 96, 128, 256};
+    return n_queries <= kMostQueries && std::find(known.begin(), known.end(), head_dim) != known.end();
 }
 
 void CudaDevice::ggml_waits_for_us() {

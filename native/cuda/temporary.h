@@ -1,6 +1,9 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include <utility>
+#include <vector>
+
 #include "cuda/check.h"
 
 namespace zipcache::cuda {
@@ -13,13 +16,17 @@ class Temporary {
         check(cudaMallocAsync(&data_, bytes() > 0 ? bytes() : 1, stream), "get memory for a compression");
     }
     // a copy of what the host has
-    template <class Container>
-    Temporary(const Container & from, cudaStream_t stream) : Temporary(from.size(), stream) {
+    Temporary(const std::vector<T> & from, cudaStream_t stream) : Temporary(from.size(), stream) {
         check(cudaMemcpyAsync(data_, from.data(), bytes(), cudaMemcpyHostToDevice, stream), "send to its memory");
     }
-    ~Temporary() { (void)cudaFreeAsync(data_, stream_); }
-    Temporary(const Temporary &) = delete;
-    Temporary & operator=(const Temporary &) = delete;
+    ~Temporary() {
+        if (data_) {
+            (void)cudaFreeAsync(data_, stream_);
+        }
+    }
+    Temporary(Temporary && other) noexcept
+        : n_(other.n_), stream_(other.stream_), data_(std::exchange(other.data_, nullptr)) {}
+    Temporary & operator=(Temporary &&) = delete;
 
     T * data() const { return static_cast<T *>(data_); }
     size_t size() const { return n_; }

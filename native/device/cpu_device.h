@@ -22,6 +22,7 @@ class CpuDevice : public Device {
     int chunk() const override { return kChunk; }
     int key_block() const override { return 1; }
     bool computes(const ggml_tensor * node) const override;
+    bool attends(int, int) const override { return true; }
     void compute(ggml_cgraph * graph, const std::atomic<bool> & cancel) override;
     std::unique_ptr<Recording> record(ggml_cgraph * graph, const Transfer & in, const Transfer & out) override;
     std::unique_ptr<LayerView> layer_view() override;

@@ -75,6 +75,8 @@ class Device {
     virtual int key_block() const = 0;  // its flash attention is at its best over multiples of so many keys
 
     virtual bool computes(const ggml_tensor * node) const = 0;
+    // Whether LayerView::attend() reads heads of head_dim channels, each for so many query heads.
+    virtual bool attends(int n_queries, int head_dim) const = 0;
     // Returns when the results are there. Throws Cancelled as Recording::run() does.
     virtual void compute(ggml_cgraph * graph, const std::atomic<bool> & cancel) = 0;
     // The graph and its tensors must outlive the recording.

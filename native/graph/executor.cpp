@@ -23,8 +23,7 @@ void Executor::parallel(int n, const std::function<void(int)> & task) {
 }
 
 GraphMemory::GraphMemory(Device & device, size_t max_nodes)
-    : device_(device),
-      max_nodes_(max_nodes),
+    : max_nodes_(max_nodes),
       context_(ggml_init({2 * max_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(max_nodes, false),
                           nullptr, true})),
       allocator_(ggml_gallocr_new(device.memory())) {}
@@ -36,15 +35,6 @@ ggml_context * GraphMemory::begin() {
 }
 
 void GraphMemory::allocate() {
-    for (int i = 0; !device_.is_host() && i < ggml_graph_n_nodes(graph_); ++i) {
-        const ggml_tensor * node = ggml_graph_node(graph_, i);
-        if (!device_.computes(node)) {  // the host computes all that model/weights.cpp lets pass
-            throw ModelError(device_.name() + " does not compute " + ggml_op_desc(node) + " of " +
-                             (node->src[0] ? ggml_type_name(node->src[0]->type) : ggml_type_name(node->type)) +
-                             " with rows of " + std::to_string(node->src[0] ? node->src[0]->ne[0] : node->ne[0]) +
-                             "; accepted: device='cpu' for this model");
-        }
-    }
     if (!ggml_gallocr_alloc_graph(allocator_.get(), graph_)) {
         throw ContextError("not enough memory for the activations of the graph");
     }

@@ -37,8 +37,7 @@ class GraphMemory {
     // Forgets the previous graph and starts an empty one.
     ggml_context * begin();
     ggml_cgraph * graph() const { return graph_; }
-    // Gives every node without data a place. Throws ContextError when memory runs out, ModelError naming a node that
-    // the device does not compute.
+    // Gives every node without data a place. Throws ContextError when memory runs out.
     void allocate();
     size_t bytes() const;
 
@@ -46,7 +45,6 @@ class GraphMemory {
     struct AllocatorDeleter {
         void operator()(ggml_gallocr_t allocator) const { ggml_gallocr_free(allocator); }
     };
-    Device & device_;
     size_t max_nodes_;
     GgmlContext context_;
     std::unique_ptr<ggml_gallocr, AllocatorDeleter> allocator_;

@@ -24,6 +24,9 @@ def ggml_build() -> dict[str, Any]:
     """{"version", "commit", "source": "wheel" | "source", "features": {"AVX2": True, ...},
     "kernels": "ref" | "avx2" | "avx512" | "vnni"}"""
 
+def cuda_devices() -> dict[str, Any]:
+    """{"descriptions": of cuda:0, cuda:1, ..., "missing": why there are none, or ""}"""
+
 def bench_attend_kv(
     *,
     layout: str,
