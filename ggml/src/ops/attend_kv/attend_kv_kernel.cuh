@@ -1,0 +1,460 @@
+#pragma once
+// attend_kv in one launch. An item is one KV head of one sequence with up to 8 of its query heads. The cost of all items
+// is cut into equal runs, one for each block of threads; in a run its warps take units in turn. Who finishes an item
+// last merges it.
+#include "attend_kv_window.cuh"
+
+namespace zipcache::cuda {
+
+constexpr int kMaxItems = 4096;
+
+struct AttendParams {
+    ggml_zipcache_cuda_attend_args a;
+    int n_passes;        // items of a KV head
+    int n_items;         // [n_sequences, n_kv_heads, n_passes]
+    uint32_t * arrived;  // [n_items]: parts of an item that are done; zeros between launches
+    float * partial;     // [gridDim + n_items, kRows, head_dim + 2]: unnormalized output, maximum, sum
+};
+
+// Rows of tokens of the window that are seen: [first, last).
+struct Seen {
+    int first, last;
+};
+
+__device__ __forceinline__ Seen seen_of(const AttendParams & p, const ggml_zipcache_cuda_sequence & s) {
+    const int n = *s.n_tokens;
+    return {p.a.sliding_window > 0 ? max(0, n - p.a.sliding_window) : 0, n};
+}
+
+struct Item {
+    int number, head, row, n_rows;  // KV head; its first query head, how many
+    const ggml_zipcache_cuda_sequence * sequence;
+    const IndexHeader * index;  // NULL: no blocks
+    Seen seen;
+    uint32_t window_units, window_cost, n_blocks, packed_cost;
+
+    __device__ __forceinline__ uint32_t cost() const { return window_units * window_cost + packed_cost; }
+    __device__ __forceinline__ int n_units() const { return window_units + n_blocks; }
+};
+
+template <class T>
+__device__ __forceinline__ const T * index_at(const IndexHeader * index, uint64_t offset) {
+    return reinterpret_cast<const T *>(reinterpret_cast<const uint8_t *>(index) + offset);
+}
+
+template <int D>
+__device__ Item item_at(const AttendParams & p, int number) {
+    Item item;
+    item.number = number;
+    const int group = p.a.n_heads / p.a.n_kv_heads, pass = number % p.n_passes;
+    item.head = number / p.n_passes % p.a.n_kv_heads;
+    const int sequence = number / p.n_passes / p.a.n_kv_heads;
+    item.sequence = p.a.sequences + sequence;
+    item.row = sequence * p.a.n_heads + item.head * group + pass * kRows;
+    item.n_rows = min(kRows, group - pass * kRows);
+    item.seen = seen_of(p, *item.sequence);
+    item.index = reinterpret_cast<const IndexHeader *>(item.sequence->index);
+    item.window_units = (item.seen.last - item.seen.first + kWindowTokens - 1) / kWindowTokens;
+    item.window_cost = block_cost(kWindowTokens * D * 4);
+    item.n_blocks = item.packed_cost = 0;
+    if (item.seen.last > 0 && item.index) {
+        item.n_blocks = index_at<uint32_t>(item.index, item.index->n_blocks)[item.head];
+        item.packed_cost = item.n_blocks ? index_at<uint32_t>(item.index, item.index->cost)[item.head] : 0;
+    }
+    return item;
+}
+
+// The first unit that begins at or behind a place in an item's cost.
+__device__ __forceinline__ int unit_at(const Item & item, uint32_t at) {
+    if (at >= item.cost()) {
+        return item.n_units();
+    }
+    const uint32_t window = item.window_units * item.window_cost;
+    if (at < window || item.n_blocks == 0) {
+        return int((at + item.window_cost - 1) / item.window_cost);
+    }
+    const auto * start = index_at<uint32_t>(item.index, item.index->start) + int64_t(item.head) * (kQuanta + 1);
+    return int(item.window_units + start[uint64_t(at - window) * kQuanta / item.packed_cost]);
+}
+
+// The run of costs that a block of threads has of all items, and the item it begins in.
+struct Run {
+    uint64_t total, first, last;  // [first, last)
+    int item;
+    uint64_t before;  // cost of the items before
+
+    // who has a place
+    __device__ __forceinline__ int owner(uint64_t at) const { return int(((at + 1) * gridDim.x - 1) / total); }
+};
+
+// costs: shared [kMaxItems]. All threads call it.
+template <int D>
+__device__ Run find_run(const AttendParams & p, uint32_t * costs) {
+    __shared__ Run run;
+    for (int i = threadIdx.x; i < p.n_items; i += blockDim.x) {
+        costs[i] = item_at<D>(p, i).cost();
+    }
+    __syncthreads();
+    if (threadIdx.x < kLanes) {
+        uint64_t total = 0;
+        for (int i = threadIdx.x; i < p.n_items; i += kLanes) {
+            total += costs[i];
+        }
+        for (int step = 1; step < kLanes; step *= 2) {
+            total += __shfl_xor_sync(~0u, total, step);
+        }
+        const uint64_t first = total * blockIdx.x / gridDim.x, last = total * (blockIdx.x + 1) / gridDim.x;
+        uint64_t before = 0;
+        int item = 0;
+        for (int base = 0; base < p.n_items; base += kLanes) {
+            const uint32_t own = base + int(threadIdx.x) < p.n_items ? costs[base + threadIdx.x] : 0;
+            uint64_t end = own;
+            for (int step = 1; step < kLanes; step *= 2) {
+                const uint64_t left = __shfl_up_sync(~0u, end, step);
+                end += int(threadIdx.x) >= step ? left : 0;
+            }
+            // items that end at or before `first` are passed by
+            const uint32_t passed = __ballot_sync(~0u, base + int(threadIdx.x) < p.n_items && before + end <= first);
+            item += __popc(passed);
+            const uint64_t sum = __shfl_sync(~0u, end, passed ? __popc(passed) - 1 : 0);
+            before += passed ? sum : 0;
+            if (__popc(passed) < kLanes) {
+                break;
+            }
+        }
+        if (threadIdx.x == 0) {
+            run = {total, first, last, item, before};
+        }
+    }
+    __syncthreads();
+    return run;
+}
+
+// Walsh-Hadamard of rows [n, head_dim] in shared memory by all threads, which call it together.
+template <int D>
+__device__ void hadamard_rows(float * rows, int n) {
+    constexpr int kSize = D & -D;
+    const float norm = rsqrtf(float(kSize));
+    for (int half = 1; half < kSize; half *= 2) {
+        __syncthreads();
+        for (int i = threadIdx.x; i < n * D / 2; i += blockDim.x) {
+            const int at = i / half * 2 * half + i % half;
+            const float a = rows[at], b = rows[at + half], scale = 2 * half == kSize ? norm : 1.0f;
+            rows[at] = (a + b) * scale;
+            rows[at + half] = (a - b) * scale;
+        }
+    }
+    __syncthreads();
+}
+
+// The query heads of an item in the space of its segments, in the order of KeyQuery; scratch [kRows, D].
+template <int D>
+__device__ void store_queries(const Queries & queries, float * stored, float * scratch) {
+    for (int i = threadIdx.x; i < kRows * D; i += blockDim.x) {
+        const bool used = i / D < queries.n_rows;
+        const float divisor = queries.home.divisor ? queries.home.divisor[i % D] : 1.0f;
+        scratch[i] = used ? queries.q[i] * queries.scale * divisor : 0.0f;
+    }
+    if (queries.home.rotate) {
+        hadamard_rows<D>(scratch, kRows);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < kRows * D; i += blockDim.x) {
+        const int row = i / D, channel = i % D;
+        stored[(channel / 16 * kLanes + row * 4 + channel % 16 / 4) * 4 + channel % 4] = scratch[i];
+    }
+    __syncthreads();
+}
+
+// One warp's units of an item: first, first + step, ... below last. ring: [2, kSlot], the warp's own.
+template <int D>
+struct Worker {
+    const Item & item;
+    const Queries & queries;
+    uint8_t * ring;
+    int lane;
+    const BlockRef * blocks;
+    const HeadRecord * records;
+    int n_kv_heads;
+
+    __device__ __forceinline__ bool is_window(int unit) const { return unit < int(item.window_units); }
+
+    __device__ __forceinline__ BlockRef ref_of(int unit) const {
+        BlockRef ref = {};
+        if (!is_window(unit)) {
+            const auto * from = reinterpret_cast<const uint4 *>(blocks + (unit - item.window_units));
+            reinterpret_cast<uint4 *>(&ref)[0] = from[0];
+            reinterpret_cast<uint4 *>(&ref)[1] = from[1];
+        }
+        return ref;
+    }
+
+    __device__ __forceinline__ int first_token(int unit) const { return item.seen.first + unit * kWindowTokens; }
+
+    __device__ __forceinline__ void copy_window(int unit, bool key) const {
+        const auto & s = *item.sequence;
+        copy_rows<D>(ring + (key ? 0 : Shape<D>::kSlot), (key ? s.k : s.v) + item.head * s.capacity * D,
+                     first_token(unit), item.seen.last, lane);
+    }
+
+    __device__ __forceinline__ void copy(int unit, const BlockRef & ref, bool key) const {
+        if (is_window(unit)) {
+            copy_window(unit, key);
+            return;
+        }
+        const int first = key ? 0 : ref.v_codes * kAlign, last = (key ? ref.v_codes : ref.size) * kAlign;
+        uint8_t * slot = ring + (key ? 0 : Shape<D>::kSlot);
+        for (int i = lane * 16; i < last - first; i += kLanes * 16) {
+            copy_async(slot + i, ref.data + first + i);
+        }
+    }
+
+    __device__ __forceinline__ void run(int first, int step, int last, Sums<D> & sums) const {
+        KeyQuery<D> query;
+        const uint8_t * keys = ring;
+        const uint8_t * values = ring + Shape<D>::kSlot;
+        BlockRef ref = {}, next = {};
+        if (first < last) {
+            ref = ref_of(first);
+            copy(first, ref, true);
+            commit_copies();
+            copy(first, ref, false);
+            commit_copies();
+        }
+        for (int unit = first; unit < last; unit += step) {
+            const bool more = unit + step < last;
+            if (more) {
+                next = ref_of(unit + step);
+            }
+            wait_copies<1>();
+            __syncwarp();
+            if (is_window(unit)) {
+                float s[8];
+                window_logits<D>(queries, keys, item.seen.last - first_token(unit), lane, s);
+                advance(unit + step, more, next, true);
+                add_window<D>(values, s, lane, sums);
+            } else {
+                const HeadRecord & record = records[int64_t(ref.segment) * n_kv_heads + item.head];
+                const int n_steps = (ref.n + kStep - 1) / kStep;
+                float s[16];
+#pragma unroll
+                for (int i = 0; i < 16; ++i) {
+                    s[i] = -INFINITY;
+                }
+                prepare_query<D>(queries, record, ref, keys, lane, query);
+                if (record.k_scope == GGML_ZIPCACHE_SCOPE_TOKEN) {
+                    token_logits<D>(query, record, ref, keys, n_steps, lane, s);
+                } else {
+                    channel_logits<D>(query, ref, keys, n_steps, lane, s);
+                }
+                advance(unit + step, more, next, true);
+                hide(record, ref, lane, s);
+                add_values<D>({record, ref, values, n_steps}, s, lane, sums);
+            }
+            advance(unit + step, more, next, false);
+            ref = next;
+        }
+        wait_copies<0>();
+    }
+
+    // After keys: their slot takes the next unit's, and this one's values are there. After values: likewise.
+    __device__ __forceinline__ void advance(int unit, bool more, const BlockRef & next, bool key) const {
+        __syncwarp();
+        if (more) {
+            copy(unit, next, key);
+        }
+        commit_copies();
+        if (key) {
+            wait_copies<1>();
+            __syncwarp();
+        }
+    }
+};
+
+// An item's sums in shared memory: acc [kRows, D] unnormalized, maximum and sum of each row.
+struct Merged {
+    float maximum[kRows], sum[kRows];
+};
+
+// All warps' sums, in one space. red: shared [kWarps, kRows, kRedStride].
+template <int D>
+__device__ void merge_warps(const Sums<D> & sums, int n_rows, float * red, float * acc, Merged & merged) {
+    using S = Shape<D>;
+    __shared__ float maximum[S::kWarps][kRows], sum[S::kWarps][kRows];
+    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, row = lane / 4;
+    __syncthreads();
+    if (lane % 4 == 0) {
+        maximum[warp][row] = sums.maximum;
+        sum[warp][row] = sums.sum;
+    }
+    if (row < n_rows) {
+        float * to = red + (warp * kRows + row) * S::kRedStride + lane % 4 * 2;
+#pragma unroll
+        for (int i = 0; i < S::kRegs; ++i) {
+            *reinterpret_cast<float2 *>(to + 8 * i) = {sums.out[2 * i] + sums.offset, sums.out[2 * i + 1] + sums.offset};
+        }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < n_rows * D; i += S::kThreads) {
+        const int r = i / D;
+        float top = -INFINITY, out = 0, total = 0;
+#pragma unroll
+        for (int w = 0; w < S::kWarps; ++w) {
+            top = fmaxf(top, maximum[w][r]);
+        }
+        const float safe = top == -INFINITY ? 0 : top;
+#pragma unroll
+        for (int w = 0; w < S::kWarps; ++w) {
+            const float weight = exp2_fast(maximum[w][r] - safe);
+            total = fmaf(weight, sum[w][r], total);
+            out = fmaf(weight, red[(w * kRows + r) * S::kRedStride + i % D], out);
+        }
+        acc[i] = out;
+        if (i % D == 0) {
+            merged.maximum[r] = top;
+            merged.sum[r] = total;
+        }
+    }
+    __syncthreads();
+}
+
+// Leaves this part of an item, and tells whether it was the last of n_parts; then acc holds them all.
+template <int D>
+__device__ bool merge_parts(const AttendParams & p, const Item & item, int first_part, int n_parts, float * acc,
+                            Merged & merged) {
+    __shared__ bool last;
+    constexpr int kStride = D + 2;
+    auto part = [&](int block) { return p.partial + int64_t(block + item.number) * kRows * kStride; };
+    float * own = part(blockIdx.x);
+    for (int i = threadIdx.x; i < item.n_rows * D; i += blockDim.x) {
+        own[i / D * kStride + i % D] = acc[i];
+    }
+    if (threadIdx.x < item.n_rows) {
+        own[threadIdx.x * kStride + D] = merged.maximum[threadIdx.x];
+        own[threadIdx.x * kStride + D + 1] = merged.sum[threadIdx.x];
+    }
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(&p.arrived[item.number], 1u) + 1 == uint32_t(n_parts);
+        if (last) {
+            p.arrived[item.number] = 0;
+        }
+    }
+    __syncthreads();
+    if (!last) {
+        return false;
+    }
+    __threadfence();
+    for (int i = threadIdx.x; i < item.n_rows * D; i += blockDim.x) {
+        const int r = i / D, c = i % D;
+        float top = -INFINITY, out = 0, total = 0;
+#pragma unroll 8
+        for (int k = 0; k < n_parts; ++k) {
+            top = fmaxf(top, __ldcg(part(first_part + k) + r * kStride + D));
+        }
+        const float safe = top == -INFINITY ? 0 : top;
+#pragma unroll 8
+        for (int k = 0; k < n_parts; ++k) {
+            const float * from = part(first_part + k) + r * kStride;
+            const float weight = exp2_fast(__ldcg(from + D) - safe);
+            total = fmaf(weight, __ldcg(from + D + 1), total);
+            out = fmaf(weight, __ldcg(from + c), out);
+        }
+        acc[i] = out;
+        if (c == 0) {
+            merged.maximum[r] = top;
+            merged.sum[r] = total;
+        }
+    }
+    __syncthreads();
+    return true;
+}
+
+// Undoes the values' transform and writes an item's results.
+template <int D>
+__device__ void finish(const AttendParams & p, const Item & item, const Space & home, float * acc,
+                       const Merged & merged) {
+    if (home.rotate) {
+        hadamard_rows<D>(acc, item.n_rows);
+    }
+    const auto & s = *item.sequence;
+    const int slot = s.probe_slot ? s.probe_slot[item.seen.last - 1] : -1;
+    const int64_t first = int64_t(item.row) * D, head = item.row % p.a.n_heads;
+    for (int i = threadIdx.x; i < item.n_rows * D; i += blockDim.x) {
+        const float divisor = home.divisor ? home.divisor[i % D] : 1.0f;
+        p.a.out[first + i] = acc[i] * divisor / merged.sum[i / D];
+        if (slot >= 0) {
+            s.probe_q[(int64_t(slot) * p.a.n_heads + head) * D + i] = __half_as_ushort(__float2half_rn(p.a.q[first + i]));
+        }
+    }
+    if (slot >= 0 && threadIdx.x < item.n_rows) {
+        const int r = threadIdx.x;
+        s.probe_log_sum[int64_t(slot) * p.a.n_heads + head + r] = (merged.maximum[r] + log2f(merged.sum[r])) / kLog2e;
+    }
+    __syncthreads();
+}
+
+// An idle sequence has no units, so nobody else writes its output.
+template <int D>
+__device__ void clear_idle(const AttendParams & p) {
+    for (int i = blockIdx.x; i < p.n_items; i += gridDim.x) {
+        const Item item = item_at<D>(p, i);
+        for (int j = threadIdx.x; item.seen.last == 0 && j < item.n_rows * D; j += blockDim.x) {
+            p.a.out[int64_t(item.row) * D + j] = 0;
+        }
+    }
+}
+
+template <int D>
+__global__ void __launch_bounds__(Shape<D>::kThreads, 1) attend(AttendParams p) {
+    using S = Shape<D>;
+    extern __shared__ __align__(128) uint8_t shared[];
+    __shared__ Merged merged;
+    float * acc = reinterpret_cast<float *>(shared + S::kRing);  // and the stored queries
+    float * red = reinterpret_cast<float *>(shared);
+    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+    const Run run = find_run<D>(p, reinterpret_cast<uint32_t *>(shared));
+    clear_idle<D>(p);
+    uint64_t before = run.before;
+    for (int number = run.item; number < p.n_items && before < run.last; ++number) {
+        const Item item = item_at<D>(p, number);
+        const uint64_t cost = item.cost();
+        if (cost == 0) {
+            continue;
+        }
+        const uint64_t from = max(run.first, before) - before, to = min(run.last, before + cost) - before;
+        Space k_home = {}, v_home = {};
+        if (item.n_blocks > 0) {
+            k_home = item.index->k;
+            v_home = item.index->v;
+            const int64_t channel = int64_t(item.head) * D;
+            k_home.divisor += k_home.divisor ? channel : 0;
+            v_home.divisor += v_home.divisor ? channel : 0;
+        }
+        const Queries queries = {p.a.q + int64_t(item.row) * D, item.n_rows, p.a.scale * kLog2e, acc, k_home};
+        store_queries<D>(queries, acc, red);
+        const Worker<D> worker = {item,
+                                  queries,
+                                  shared + warp * 2 * S::kSlot,
+                                  lane,
+                                  item.n_blocks ? index_at<BlockRef>(item.index, item.index->blocks) +
+                                                      int64_t(item.head) * item.index->max_blocks
+                                                : nullptr,
+                                  item.n_blocks ? index_at<HeadRecord>(item.index, item.index->records) : nullptr,
+                                  p.a.n_kv_heads};
+        Sums<D> sums;
+        sums.clear(v_home);
+        worker.run(unit_at(item, uint32_t(from)) + warp, S::kWarps, unit_at(item, uint32_t(to)), sums);
+        sums.move_to(v_home, lane);
+        merge_warps<D>(sums, item.n_rows, red, acc, merged);
+        const int first_part = run.owner(before), n_parts = run.owner(before + cost - 1) - first_part + 1;
+        if (n_parts == 1 || merge_parts<D>(p, item, first_part, n_parts, acc, merged)) {
+            finish<D>(p, item, v_home, acc, merged);
+        }
+        before += cost;
+        __syncthreads();
+    }
+}
+
+}  // namespace zipcache::cuda
