@@ -171,23 +171,28 @@ void CudaCodec::choose_tiers(const Segment & s, int layer, const Rows & rows, in
                stream);
 }
 
-// Bytes that the segment takes at most: exactly, where the policy says how many tokens a tier gets.
-size_t CudaCodec::bound(const Segment & s) const {
+// Bytes that a segment takes at most: exactly, where the policy says how many tokens a tier gets.
+size_t CudaCodec::bound(const ggml_zipcache_format & f, int64_t n) const {
     if (policy_->ranking == Ranking::water_fill) {
-        return ggml_zipcache_cuda_segment_bound(s.format, s.n_tokens, policy_->budget);
+        return ggml_zipcache_cuda_segment_bound(&f, n, policy_->budget);
     }
-    const int n_orders = s.format->same_order ? 1 : h_.n_kv_heads;
+    const int n_orders = f.same_order ? 1 : h_.n_kv_heads;
     const bool ranks = policy_->ranking == Ranking::top_ratio;
-    const auto n_salient =
-        static_cast<uint32_t>(ranks ? std::llround(policy_->options.ratio * double(s.n_tokens)) : s.n_tokens);
+    const auto n_salient = static_cast<uint32_t>(ranks ? std::llround(policy_->options.ratio * double(n)) : n);
     std::vector<uint32_t> counts;
     for (int order = 0; order < n_orders; ++order) {
         counts.push_back(n_salient);
-        if (s.format->n_tiers > 1) {
-            counts.push_back(static_cast<uint32_t>(s.n_tokens) - n_salient);
+        if (f.n_tiers > 1) {
+            counts.push_back(static_cast<uint32_t>(n) - n_salient);
         }
     }
-    return ggml_zipcache_cuda_segment_bytes(s.format, s.n_tokens, counts.data());
+    return ggml_zipcache_cuda_segment_bytes(&f, n, counts.data());
+}
+
+size_t CudaCodec::most_bytes(int64_t n) const {
+    constexpr int64_t kPiece = 32768;  // tokens of a segment, about; they take a little more in smaller ones
+    const int64_t piece = std::min(n, kPiece);
+    return policy_->compresses ? bound(policy_->format_for(piece), piece) * ((n + piece - 1) / piece) : 0;
 }
 
 void CudaCodec::set_view(Segment & s) const {
@@ -196,7 +201,7 @@ void CudaCodec::set_view(Segment & s) const {
 }
 
 void CudaCodec::quantize(Segment & s, const Rows & rows, int64_t first, const uint8_t * tier) const {
-    s.device_data = Bytes(device_, bound(s));
+    s.device_data = Bytes(device_, bound(*s.format, s.n_tokens));
     set_view(s);
     const ggml_zipcache_rows args = {s.n_tokens,
                                      rows.stride,

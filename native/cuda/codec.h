@@ -20,6 +20,7 @@ class CudaCodec : public SegmentCodec {
     std::shared_ptr<const Bytes> places(const Segment & segment) const override;
     int64_t dequantize(const Segment & segment, int64_t first, int64_t last, uint16_t * k, uint16_t * v, int64_t stride,
                        const Parallel & parallel) const override;
+    size_t most_bytes(int64_t n_tokens) const override;
     std::vector<uint8_t> bytes_of(const Segment & segment) const override;
     void set_bytes(Segment & segment, std::vector<uint8_t> bytes) const override;
 
@@ -32,7 +33,7 @@ class CudaCodec : public SegmentCodec {
     void choose_tiers(const Segment & segment, int layer, const Rows & rows, int64_t first, const Scores & scores,
                       uint8_t * tier) const;
     void find_saliency(int layer, int64_t first, int64_t n, const Scores & scores, float * saliency) const;
-    size_t bound(const Segment & segment) const;
+    size_t bound(const ggml_zipcache_format & format, int64_t n_tokens) const;
     void quantize(Segment & segment, const Rows & rows, int64_t first, const uint8_t * tier) const;
     void set_view(Segment & segment) const;
 

@@ -22,6 +22,8 @@ class SegmentCodec {
     // Returns the number of rows.
     virtual int64_t dequantize(const Segment & segment, int64_t first, int64_t last, uint16_t * k, uint16_t * v,
                                int64_t stride, const Parallel & parallel) const = 0;
+    // What the segments of a layer take at most for a prompt of n_tokens.
+    virtual size_t most_bytes(int64_t n_tokens) const = 0;
     // A segment's bytes as files hold them (ggml/src/format.h), and back. `segment` has all but what it then gets.
     virtual std::vector<uint8_t> bytes_of(const Segment & segment) const = 0;
     virtual void set_bytes(Segment & segment, std::vector<uint8_t> bytes) const = 0;

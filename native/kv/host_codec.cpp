@@ -47,6 +47,10 @@ int64_t HostCodec::dequantize(const Segment & s, int64_t first, int64_t last, ui
     return n_kept;
 }
 
+size_t HostCodec::most_bytes(int64_t n_tokens) const {
+    return size_t(n_tokens) * 2 * h_.n_kv_heads * h_.head_dim * sizeof(uint16_t);  // never more than uncompressed
+}
+
 void HostCodec::set_bytes(Segment & segment, std::vector<uint8_t> bytes) const {
     segment.data = std::move(bytes);
     set_view(segment);

@@ -15,6 +15,7 @@ class HostCodec : public SegmentCodec {
     std::shared_ptr<const Bytes> places(const Segment & segment) const override;
     int64_t dequantize(const Segment & segment, int64_t first, int64_t last, uint16_t * k, uint16_t * v, int64_t stride,
                        const Parallel & parallel) const override;
+    size_t most_bytes(int64_t n_tokens) const override;
     std::vector<uint8_t> bytes_of(const Segment & segment) const override { return segment.data; }
     void set_bytes(Segment & segment, std::vector<uint8_t> bytes) const override;
 

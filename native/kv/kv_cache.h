@@ -49,6 +49,7 @@ class KvCache {
 
     const Policy & policy() const { return *policy_; }
     const std::shared_ptr<const Policy> & shared_policy() const { return policy_; }
+    const std::shared_ptr<const SegmentCodec> & codec() const { return codec_; }
     int64_t size() const { return n_tokens_; }
     int64_t window_size() const { return n_window_; }  // uncompressed tokens
 
