@@ -1,0 +1,28 @@
+# The CUDA kernels of ggml-zipcache, for CMAKE_CUDA_ARCHITECTURES (8.0 and later).
+if(NOT CMAKE_CUDA_COMPILER)
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 90)
+  endif()
+  enable_language(CUDA)
+endif()
+find_package(CUDAToolkit REQUIRED)
+target_sources(ggml-zipcache PRIVATE
+  src/device/cuda.cu
+  src/ops/attend_kv/attend_kv_cuda.cu
+  src/ops/attend_kv/attend_kv_cuda_64.cu
+  src/ops/attend_kv/attend_kv_cuda_80.cu
+  src/ops/attend_kv/attend_kv_cuda_96.cu
+  src/ops/attend_kv/attend_kv_cuda_128.cu
+  src/ops/attend_kv/attend_kv_cuda_256.cu
+  src/ops/attend_kv/index_kv_cuda.cu
+  src/ops/dequantize_kv/dequantize_kv_cuda.cu
+  src/ops/quantize_kv/quantize_kv_cuda.cu
+  src/ops/score_probes/score_probes_cuda.cu
+)
+target_compile_options(ggml-zipcache PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>)
+# as the portable code rounds, so that both write the same codes
+set_source_files_properties(
+  src/ops/dequantize_kv/dequantize_kv_cuda.cu src/ops/quantize_kv/quantize_kv_cuda.cu
+  PROPERTIES COMPILE_OPTIONS "-fmad=false")
+set_target_properties(ggml-zipcache PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON)
+target_link_libraries(ggml-zipcache PUBLIC CUDA::cudart)
