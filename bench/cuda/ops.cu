@@ -254,6 +254,7 @@ class Attention {
         const Buffer<uint8_t> workspace(work);
         cudaStream_t stream;
         check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+        check(cudaDeviceSynchronize());  // copies from pageable memory may still be under way
         cudaGraph_t graph;
         cudaGraphExec_t exec;
         const int n_layers = int(sequences_.size()) / batch_;

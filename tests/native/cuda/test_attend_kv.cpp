@@ -326,6 +326,7 @@ TEST(cuda_attend_kv_reads_lengths_when_a_graph_is_replayed) {
             }
             check_cuda(cudaMemcpy(there, k.data(), k.size() * sizeof(float), cudaMemcpyHostToDevice));
             check_cuda(cudaMemcpy(there + k.size(), v.data(), v.size() * sizeof(float), cudaMemcpyHostToDevice));
+            check_cuda(cudaDeviceSynchronize());  // a copy from pageable memory may still be under way
             check_cuda(cudaGraphLaunch(exec, stream));
             check_cuda(cudaStreamSynchronize(stream));
             Difference worst = difference(c, d);

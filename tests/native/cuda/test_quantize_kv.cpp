@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstring>
 
 #include "arena.h"
@@ -8,10 +9,6 @@
 namespace {
 
 const int kDims[] = {64, 80, 96, 128, 256};
-
-struct Quantized {
-    std::vector<uint8_t> segment, cpu;  // in both orders
-};
 
 // A sample's rows quantized on the device; capacity 0: as many bytes as it takes.
 std::vector<uint8_t> quantize(const Sample & s, size_t capacity) {

@@ -21,8 +21,10 @@ __device__ __forceinline__ Seen seen_of(const AttendParams & p, const ggml_zipca
 struct Item {
     int number, head, row, n_rows;  // KV head; its first query head, how many
     const ggml_zipcache_cuda_sequence * sequence;
-    const IndexHeader * index;  // NULL: no blocks
-    const uint32_t * start;     // [kQuanta + 1] of the head
+    const IndexHeader * index;   // NULL: no blocks
+    const uint32_t * start;      // [kQuanta + 1] of the head
+    const BlockRef * blocks;     // [n_blocks] of the head
+    const HeadRecord * records;  // of the head: one in n_kv_heads
     Seen seen;
     uint32_t window_units, window_cost, n_blocks, packed_cost;
 
@@ -51,12 +53,16 @@ __device__ Item item_at(const AttendParams & p, int number) {
     item.window_cost = block_cost(kWindowTokens * D * 4);
     item.n_blocks = item.packed_cost = 0;
     item.start = nullptr;
+    item.blocks = nullptr;
+    item.records = nullptr;
     if (item.seen.last > 0 && item.index) {
         // at offsets that don't wait for the header: loads follow one another long enough
         const IndexLayout l = index_layout(p.a.n_kv_heads, 0, 0);
         item.start = index_at<uint32_t>(item.index, l.start) + int64_t(item.head) * (kQuanta + 1);
         item.n_blocks = index_at<uint32_t>(item.index, l.n_blocks)[item.head];
         item.packed_cost = index_at<uint32_t>(item.index, l.cost)[item.head];
+        item.blocks = index_at<BlockRef>(item.index, item.index->blocks) + int64_t(item.head) * item.index->max_blocks;
+        item.records = index_at<HeadRecord>(item.index, item.index->records) + item.head;
     }
     return item;
 }
@@ -85,8 +91,7 @@ struct Run {
 
 // costs: shared [kMaxItems]. All threads call it.
 template <int D>
-__device__ Run find_run(const AttendParams & p, uint32_t * costs) {
-    __shared__ Run run;
+__device__ void find_run(const AttendParams & p, uint32_t * costs, Run & run) {
     for (int i = threadIdx.x; i < p.n_items; i += blockDim.x) {
         const Item item = item_at<D>(p, i);
         costs[i] = item.cost();
@@ -129,7 +134,6 @@ __device__ Run find_run(const AttendParams & p, uint32_t * costs) {
         }
     }
     __syncthreads();
-    return run;
 }
 
 // Walsh-Hadamard of rows [n, head_dim] in shared memory, row r's channel c at place(r, c), by all threads together.
@@ -175,8 +179,6 @@ struct Worker {
     const Queries & queries;
     uint8_t * ring;
     int lane;
-    const BlockRef * blocks;
-    const HeadRecord * records;
     int n_kv_heads;
 
     __device__ __forceinline__ bool is_window(int unit) const { return unit < int(item.window_units); }
@@ -184,7 +186,7 @@ struct Worker {
     __device__ __forceinline__ BlockRef ref_of(int unit) const {
         BlockRef ref = {};
         if (!is_window(unit)) {
-            const auto * from = reinterpret_cast<const uint4 *>(blocks + (unit - item.window_units));
+            const auto * from = reinterpret_cast<const uint4 *>(item.blocks + (unit - item.window_units));
             reinterpret_cast<uint4 *>(&ref)[0] = from[0];
             reinterpret_cast<uint4 *>(&ref)[1] = from[1];
         }
@@ -243,7 +245,7 @@ struct Worker {
                 advance(unit + step, more, next, true);
                 add_window<D>(values, s, lane, sums);
             } else {
-                const HeadRecord & record = records[int64_t(ref.segment) * n_kv_heads + item.head];
+                const HeadRecord & record = item.records[int64_t(ref.segment) * n_kv_heads];
                 const int n_steps = (ref.n + kStep - 1) / kStep;
                 float s[16];
 #pragma unroll
@@ -405,53 +407,65 @@ __device__ void finish(const AttendParams & p, const Item & item, const Space & 
     __syncthreads();
 }
 
+// An item as all warps of a block see it; in shared memory, to leave the registers to the sums.
+struct Shared {
+    Run run;
+    Item item;
+    Queries queries;
+    Space v_home;
+    Merged merged;
+};
+
+// By one thread.
+template <int D>
+__device__ void open_item(const AttendParams & p, int number, float * stored, Shared & shared) {
+    const Item item = item_at<D>(p, number);
+    Space k_home = {}, v_home = {};
+    if (item.n_blocks > 0) {
+        k_home = item.index->k;
+        v_home = item.index->v;
+        const int64_t channel = int64_t(item.head) * D;
+        k_home.divisor += k_home.divisor ? channel : 0;
+        v_home.divisor += v_home.divisor ? channel : 0;
+    }
+    shared.item = item;
+    shared.queries = {p.a.q + int64_t(item.row) * D, item.n_rows, p.a.scale * kLog2e, stored, k_home};
+    shared.v_home = v_home;
+}
+
 template <int D>
 __global__ void __launch_bounds__(Shape<D>::kWarps * kLanes, 1) attend(AttendParams p) {
     using S = Shape<D>;
-    extern __shared__ __align__(128) uint8_t shared[];
-    __shared__ Merged merged;
-    const int n_warps = blockDim.x / kLanes;
-    float * acc = reinterpret_cast<float *>(shared + S::ring_bytes(n_warps));  // and the stored queries
-    float * red = reinterpret_cast<float *>(shared);
-    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
-    const Run run = find_run<D>(p, reinterpret_cast<uint32_t *>(shared));
+    extern __shared__ __align__(128) uint8_t ring[];
+    __shared__ Shared shared;
+    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, n_warps = blockDim.x / kLanes;
+    float * acc = reinterpret_cast<float *>(ring + S::ring_bytes(n_warps));  // and the stored queries
+    float * red = reinterpret_cast<float *>(ring);
+    find_run<D>(p, reinterpret_cast<uint32_t *>(ring), shared.run);
+    const Run & run = shared.run;
     uint64_t before = run.before;
     for (int number = run.item; number < p.n_items && before < run.last; ++number) {
-        const Item item = item_at<D>(p, number);
+        if (threadIdx.x == 0) {
+            open_item<D>(p, number, acc, shared);
+        }
+        __syncthreads();
+        const Item & item = shared.item;
         const uint64_t cost = item.cost();
-        if (cost == 0) {
-            continue;
-        }
-        const uint64_t from = max(run.first, before) - before, to = min(run.last, before + cost) - before;
-        Space k_home = {}, v_home = {};
-        if (item.n_blocks > 0) {
-            k_home = item.index->k;
-            v_home = item.index->v;
-            const int64_t channel = int64_t(item.head) * D;
-            k_home.divisor += k_home.divisor ? channel : 0;
-            v_home.divisor += v_home.divisor ? channel : 0;
-        }
-        const Queries queries = {p.a.q + int64_t(item.row) * D, item.n_rows, p.a.scale * kLog2e, acc, k_home};
-        const Worker<D> worker = {item,
-                                  queries,
-                                  shared + warp * 2 * S::kSlot,
-                                  lane,
-                                  item.n_blocks ? index_at<BlockRef>(item.index, item.index->blocks) +
-                                                      int64_t(item.head) * item.index->max_blocks
-                                                : nullptr,
-                                  item.n_blocks ? index_at<HeadRecord>(item.index, item.index->records) : nullptr,
-                                  p.a.n_kv_heads};
-        const int first = unit_at(item, uint32_t(from)) + warp, last = unit_at(item, uint32_t(to));
-        const BlockRef ref = worker.begin(first, last);
-        store_queries<D>(queries, acc);
-        Sums<D> sums;
-        sums.clear(v_home);
-        worker.run(first, n_warps, last, ref, sums);
-        sums.move_to(v_home, lane);
-        merge_warps<D>(sums, item.n_rows, red, acc, merged);
-        const int first_part = run.owner(before), n_parts = run.owner(before + cost - 1) - first_part + 1;
-        if (n_parts == 1 || merge_parts<D>(p, item, first_part, n_parts, acc, merged)) {
-            finish<D>(p, item, v_home, acc, merged);
+        if (cost > 0) {
+            const uint64_t from = max(run.first, before) - before, to = min(run.last, before + cost) - before;
+            const Worker<D> worker = {item, shared.queries, ring + warp * 2 * S::kSlot, lane, p.a.n_kv_heads};
+            const int first = unit_at(item, uint32_t(from)) + warp, last = unit_at(item, uint32_t(to));
+            const BlockRef ref = worker.begin(first, last);
+            store_queries<D>(shared.queries, acc);
+            Sums<D> sums;
+            sums.clear(shared.v_home);
+            worker.run(first, n_warps, last, ref, sums);
+            sums.move_to(shared.v_home, lane);
+            merge_warps<D>(sums, item.n_rows, red, acc, shared.merged);
+            const int first_part = run.owner(before), n_parts = run.owner(before + cost - 1) - first_part + 1;
+            if (n_parts == 1 || merge_parts<D>(p, item, first_part, n_parts, acc, shared.merged)) {
+                finish<D>(p, item, shared.v_home, acc, shared.merged);
+            }
         }
         before += cost;
         __syncthreads();
