@@ -84,11 +84,14 @@ def test_prompts_of_any_length_compute_as_on_the_cpu(n_prompt: int, models: tupl
 
 @needs_gpu
 def test_greedy_replies_are_the_cpus(models: tuple[Model, Model]) -> None:
-    said = []
-    for model in models:
-        session = model.session(kv=KvOptions("f16"))
-        said.append([piece.token for piece in session.generate(tokens(40), max_tokens=100, sampler=GREEDY)])
-    assert said[0] == said[1] and len(said[0]) > 10
+    """Every token is the CPU's best one, or as good: random weights make near ties, which rounding decides."""
+    prompt = tokens(40)
+    gpu = models[1].session(kv=KvOptions("f16"))
+    said = [piece.token for piece in gpu.generate(prompt, max_tokens=100, sampler=GREEDY)]
+    logits = run(models[0].session(kv=KvOptions("f16")), prompt + said, len(prompt))[: len(said)]
+    assert len(said) > 10
+    assert (logits.max(-1) - logits[np.arange(len(said)), said]).max() < 0.05
+    assert (logits.argmax(-1) == said).mean() > 0.9
 
 
 @needs_gpu

@@ -9,7 +9,6 @@ set(ZIPCACHE_GGML_SDIST "" CACHE FILEPATH "A local copy of the package's sdist, 
 option(ZIPCACHE_GGML_SHARED "With ZIPCACHE_GGML=source: link ggml as shared libraries" OFF)
 
 if(ZIPCACHE_CUDA)  # the module and the CUDA library that it loads share one ggml
-  set(ZIPCACHE_GGML source)
   set(ZIPCACHE_GGML_SHARED ON)
 endif()
 if(ZIPCACHE_GGML STREQUAL "wheel")

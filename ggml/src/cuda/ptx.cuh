@@ -40,6 +40,12 @@ __device__ __forceinline__ void load_transposed(uint32_t (&r)[4], const void * r
                  : "r"(shared_address(row)));
 }
 
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void * row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row)));
+}
+
 __device__ __forceinline__ void copy_async(void * to, const void * from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }

@@ -1,6 +1,7 @@
-#include <algorithm>
+#include "attend_kv_launch.h"
 
-#include "attend_kv_kernel.cuh"
+#include <cuda_fp16.h>
+
 #include "cuda/launch.h"
 
 namespace zipcache::cuda {
@@ -22,17 +23,6 @@ const char * attend_error(const ggml_zipcache_cuda_attend_args & a) {
     return nullptr;
 }
 
-template <int D>
-const char * launch(const AttendParams & p, int n_blocks, cudaStream_t stream) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(attend<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape<D>::kShared);
-    if (error != cudaSuccess) {
-        return cudaGetErrorString(error);
-    }
-    attend<D><<<n_blocks, Shape<D>::kThreads, Shape<D>::kShared, stream>>>(p);
-    return launch_error();
-}
-
 __global__ void append(ggml_zipcache_cuda_attend_args a, const float * k, const float * v) {
     const auto & s = a.sequences[blockIdx.y];
     const int head = blockIdx.x, n = *s.n_tokens;
@@ -42,13 +32,6 @@ __global__ void append(ggml_zipcache_cuda_attend_args a, const float * k, const 
         const_cast<uint16_t *>(s.k)[to + c] = __half_as_ushort(__float2half_rn(k[from + c]));
         const_cast<uint16_t *>(s.v)[to + c] = __half_as_ushort(__float2half_rn(v[from + c]));
     }
-}
-
-int multiprocessors() {
-    int device = 0, n = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device);
-    return std::max(n, 1);
 }
 
 }  // namespace
@@ -68,7 +51,7 @@ size_t ggml_zipcache_cuda_attend_kv_workspace(const ggml_zipcache_cuda_attend_ar
     using namespace zipcache::cuda;
     const int64_t n_items = int64_t(args->n_sequences) * args->n_kv_heads * passes(*args);
     return kMaxItems * sizeof(uint32_t) +
-           size_t(multiprocessors() + n_items) * kRows * size_t(args->head_dim + 2) * sizeof(float);
+           size_t(Device().multiprocessors + n_items) * kRows * size_t(args->head_dim + 2) * sizeof(float);
 }
 
 const char * ggml_zipcache_cuda_attend_kv(const ggml_zipcache_cuda_attend_args * args, void * workspace,
@@ -85,11 +68,11 @@ const char * ggml_zipcache_cuda_attend_kv(const ggml_zipcache_cuda_attend_args *
     const AttendParams p = {*args, n_passes, n_items, arrived, reinterpret_cast<float *>(arrived + kMaxItems)};
     const auto at = static_cast<cudaStream_t>(stream);
     switch (args->head_dim) {
-        case 64: return launch<64>(p, multiprocessors(), at);
-        case 80: return launch<80>(p, multiprocessors(), at);
-        case 96: return launch<96>(p, multiprocessors(), at);
-        case 128: return launch<128>(p, multiprocessors(), at);
-        case 256: return launch<256>(p, multiprocessors(), at);
+        case 64: return launch_attend_64(p, at);
+        case 80: return launch_attend_80(p, at);
+        case 96: return launch_attend_96(p, at);
+        case 128: return launch_attend_128(p, at);
+        case 256: return launch_attend_256(p, at);
         default: return "attend_kv got a head_dim that it has no kernel for; accepted: 64, 80, 96, 128, 256";
     }
 }

@@ -1,20 +1,12 @@
 #pragma once
-// attend_kv in one launch. An item is one KV head of one sequence with up to 8 of its query heads. The cost of all items
-// is cut into equal runs, one for each block of threads; in a run its warps take units in turn. Who finishes an item
-// last merges it.
+// attend_kv in one launch. An item is one KV head of one sequence with up to 8 of its query heads. The cost of all
+// items is cut into equal runs, one for each block of threads; in a run its warps take units in turn. Who finishes an
+// item last merges it.
+#include "attend_kv_launch.h"
 #include "attend_kv_window.cuh"
+#include "cuda/launch.h"
 
 namespace zipcache::cuda {
-
-constexpr int kMaxItems = 4096;
-
-struct AttendParams {
-    ggml_zipcache_cuda_attend_args a;
-    int n_passes;        // items of a KV head
-    int n_items;         // [n_sequences, n_kv_heads, n_passes]
-    uint32_t * arrived;  // [n_items]: parts of an item that are done; zeros between launches
-    float * partial;     // [gridDim + n_items, kRows, head_dim + 2]: unnormalized output, maximum, sum
-};
 
 // Rows of tokens of the window that are seen: [first, last).
 struct Seen {
@@ -29,7 +21,10 @@ __device__ __forceinline__ Seen seen_of(const AttendParams & p, const ggml_zipca
 struct Item {
     int number, head, row, n_rows;  // KV head; its first query head, how many
     const ggml_zipcache_cuda_sequence * sequence;
-    const IndexHeader * index;  // NULL: no blocks
+    const IndexHeader * index;   // NULL: no blocks
+    const uint32_t * start;      // [kQuanta + 1] of the head
+    const BlockRef * blocks;     // [n_blocks] of the head
+    const HeadRecord * records;  // of the head: one in n_kv_heads
     Seen seen;
     uint32_t window_units, window_cost, n_blocks, packed_cost;
 
@@ -57,9 +52,17 @@ __device__ Item item_at(const AttendParams & p, int number) {
     item.window_units = (item.seen.last - item.seen.first + kWindowTokens - 1) / kWindowTokens;
     item.window_cost = block_cost(kWindowTokens * D * 4);
     item.n_blocks = item.packed_cost = 0;
+    item.start = nullptr;
+    item.blocks = nullptr;
+    item.records = nullptr;
     if (item.seen.last > 0 && item.index) {
-        item.n_blocks = index_at<uint32_t>(item.index, item.index->n_blocks)[item.head];
-        item.packed_cost = item.n_blocks ? index_at<uint32_t>(item.index, item.index->cost)[item.head] : 0;
+        // at offsets that don't wait for the header: loads follow one another long enough
+        const IndexLayout l = index_layout(p.a.n_kv_heads, 0, 0);
+        item.start = index_at<uint32_t>(item.index, l.start) + int64_t(item.head) * (kQuanta + 1);
+        item.n_blocks = index_at<uint32_t>(item.index, l.n_blocks)[item.head];
+        item.packed_cost = index_at<uint32_t>(item.index, l.cost)[item.head];
+        item.blocks = index_at<BlockRef>(item.index, item.index->blocks) + int64_t(item.head) * item.index->max_blocks;
+        item.records = index_at<HeadRecord>(item.index, item.index->records) + item.head;
     }
     return item;
 }
@@ -73,8 +76,7 @@ __device__ __forceinline__ int unit_at(const Item & item, uint32_t at) {
     if (at < window || item.n_blocks == 0) {
         return int((at + item.window_cost - 1) / item.window_cost);
     }
-    const auto * start = index_at<uint32_t>(item.index, item.index->start) + int64_t(item.head) * (kQuanta + 1);
-    return int(item.window_units + start[uint64_t(at - window) * kQuanta / item.packed_cost]);
+    return int(item.window_units + item.start[uint64_t(at - window) * kQuanta / item.packed_cost]);
 }
 
 // The run of costs that a block of threads has of all items, and the item it begins in.
@@ -89,10 +91,15 @@ struct Run {
 
 // costs: shared [kMaxItems]. All threads call it.
 template <int D>
-__device__ Run find_run(const AttendParams & p, uint32_t * costs) {
-    __shared__ Run run;
+__device__ void find_run(const AttendParams & p, uint32_t * costs, Run & run) {
     for (int i = threadIdx.x; i < p.n_items; i += blockDim.x) {
-        costs[i] = item_at<D>(p, i).cost();
+        const Item item = item_at<D>(p, i);
+        costs[i] = item.cost();
+        if (costs[i] == 0 && i % gridDim.x == blockIdx.x) {  // an idle sequence: nobody else writes its output
+            for (int j = 0; j < item.n_rows * D; ++j) {
+                p.a.out[int64_t(item.row) * D + j] = 0;
+            }
+        }
     }
     __syncthreads();
     if (threadIdx.x < kLanes) {
@@ -127,41 +134,40 @@ __device__ Run find_run(const AttendParams & p, uint32_t * costs) {
         }
     }
     __syncthreads();
-    return run;
 }
 
-// Walsh-Hadamard of rows [n, head_dim] in shared memory by all threads, which call it together.
-template <int D>
-__device__ void hadamard_rows(float * rows, int n) {
+// Walsh-Hadamard of rows [n, head_dim] in shared memory, row r's channel c at place(r, c), by all threads together.
+template <int D, class Place>
+__device__ void hadamard_rows(float * rows, int n, Place && place) {
     constexpr int kSize = D & -D;
     const float norm = rsqrtf(float(kSize));
     for (int half = 1; half < kSize; half *= 2) {
         __syncthreads();
         for (int i = threadIdx.x; i < n * D / 2; i += blockDim.x) {
-            const int at = i / half * 2 * half + i % half;
-            const float a = rows[at], b = rows[at + half], scale = 2 * half == kSize ? norm : 1.0f;
-            rows[at] = (a + b) * scale;
-            rows[at + half] = (a - b) * scale;
+            const int pair = i % (D / 2), channel = pair / half * 2 * half + pair % half;
+            float & low = rows[place(i / (D / 2), channel)];
+            float & high = rows[place(i / (D / 2), channel + half)];
+            const float a = low, b = high, scale = 2 * half == kSize ? norm : 1.0f;
+            low = (a + b) * scale;
+            high = (a - b) * scale;
         }
     }
     __syncthreads();
 }
 
-// The query heads of an item in the space of its segments, in the order of KeyQuery; scratch [kRows, D].
+// The query heads of an item in the space of its segments, in the order of KeyQuery.
 template <int D>
-__device__ void store_queries(const Queries & queries, float * stored, float * scratch) {
+__device__ void store_queries(const Queries & queries, float * stored) {
+    auto place = [](int row, int channel) {
+        return (channel / 16 * kLanes + row * 4 + channel % 16 / 4) * 4 + channel % 4;
+    };
     for (int i = threadIdx.x; i < kRows * D; i += blockDim.x) {
         const bool used = i / D < queries.n_rows;
         const float divisor = queries.home.divisor ? queries.home.divisor[i % D] : 1.0f;
-        scratch[i] = used ? queries.q[i] * queries.scale * divisor : 0.0f;
+        stored[place(i / D, i % D)] = used ? queries.q[i] * queries.scale * divisor : 0.0f;
     }
     if (queries.home.rotate) {
-        hadamard_rows<D>(scratch, kRows);
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < kRows * D; i += blockDim.x) {
-        const int row = i / D, channel = i % D;
-        stored[(channel / 16 * kLanes + row * 4 + channel % 16 / 4) * 4 + channel % 4] = scratch[i];
+        hadamard_rows<D>(stored, kRows, place);
     }
     __syncthreads();
 }
@@ -173,8 +179,6 @@ struct Worker {
     const Queries & queries;
     uint8_t * ring;
     int lane;
-    const BlockRef * blocks;
-    const HeadRecord * records;
     int n_kv_heads;
 
     __device__ __forceinline__ bool is_window(int unit) const { return unit < int(item.window_units); }
@@ -182,7 +186,7 @@ struct Worker {
     __device__ __forceinline__ BlockRef ref_of(int unit) const {
         BlockRef ref = {};
         if (!is_window(unit)) {
-            const auto * from = reinterpret_cast<const uint4 *>(blocks + (unit - item.window_units));
+            const auto * from = reinterpret_cast<const uint4 *>(item.blocks + (unit - item.window_units));
             reinterpret_cast<uint4 *>(&ref)[0] = from[0];
             reinterpret_cast<uint4 *>(&ref)[1] = from[1];
         }
@@ -209,11 +213,9 @@ struct Worker {
         }
     }
 
-    __device__ __forceinline__ void run(int first, int step, int last, Sums<D> & sums) const {
-        KeyQuery<D> query;
-        const uint8_t * keys = ring;
-        const uint8_t * values = ring + Shape<D>::kSlot;
-        BlockRef ref = {}, next = {};
+    // Starts copying the first unit, if there is one.
+    __device__ __forceinline__ BlockRef begin(int first, int last) const {
+        BlockRef ref = {};
         if (first < last) {
             ref = ref_of(first);
             copy(first, ref, true);
@@ -221,6 +223,15 @@ struct Worker {
             copy(first, ref, false);
             commit_copies();
         }
+        return ref;
+    }
+
+    // ref: what begin() gave.
+    __device__ __forceinline__ void run(int first, int step, int last, BlockRef ref, Sums<D> & sums) const {
+        KeyQuery<D> query;
+        const uint8_t * keys = ring;
+        const uint8_t * values = ring + Shape<D>::kSlot;
+        BlockRef next = {};
         for (int unit = first; unit < last; unit += step) {
             const bool more = unit + step < last;
             if (more) {
@@ -234,7 +245,7 @@ struct Worker {
                 advance(unit + step, more, next, true);
                 add_window<D>(values, s, lane, sums);
             } else {
-                const HeadRecord & record = records[int64_t(ref.segment) * n_kv_heads + item.head];
+                const HeadRecord & record = item.records[int64_t(ref.segment) * n_kv_heads];
                 const int n_steps = (ref.n + kStep - 1) / kStep;
                 float s[16];
 #pragma unroll
@@ -276,12 +287,12 @@ struct Merged {
     float maximum[kRows], sum[kRows];
 };
 
-// All warps' sums, in one space. red: shared [kWarps, kRows, kRedStride].
+// All warps' sums, in one space. red: shared [n_warps, kRows, kRedStride].
 template <int D>
 __device__ void merge_warps(const Sums<D> & sums, int n_rows, float * red, float * acc, Merged & merged) {
     using S = Shape<D>;
     __shared__ float maximum[S::kWarps][kRows], sum[S::kWarps][kRows];
-    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, row = lane / 4;
+    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, row = lane / 4, n_warps = blockDim.x / kLanes;
     __syncthreads();
     if (lane % 4 == 0) {
         maximum[warp][row] = sums.maximum;
@@ -291,20 +302,20 @@ __device__ void merge_warps(const Sums<D> & sums, int n_rows, float * red, float
         float * to = red + (warp * kRows + row) * S::kRedStride + lane % 4 * 2;
 #pragma unroll
         for (int i = 0; i < S::kRegs; ++i) {
-            *reinterpret_cast<float2 *>(to + 8 * i) = {sums.out[2 * i] + sums.offset, sums.out[2 * i + 1] + sums.offset};
+            *reinterpret_cast<float2 *>(to + 8 * i) = {sums.out[2 * i] + sums.offset,
+                                                       sums.out[2 * i + 1] + sums.offset};
         }
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < n_rows * D; i += S::kThreads) {
+    for (int i = threadIdx.x; i < n_rows * D; i += blockDim.x) {
         const int r = i / D;
         float top = -INFINITY, out = 0, total = 0;
-#pragma unroll
-        for (int w = 0; w < S::kWarps; ++w) {
+        for (int w = 0; w < n_warps; ++w) {
             top = fmaxf(top, maximum[w][r]);
         }
         const float safe = top == -INFINITY ? 0 : top;
-#pragma unroll
-        for (int w = 0; w < S::kWarps; ++w) {
+#pragma unroll 4
+        for (int w = 0; w < n_warps; ++w) {
             const float weight = exp2_fast(maximum[w][r] - safe);
             total = fmaf(weight, sum[w][r], total);
             out = fmaf(weight, red[(w * kRows + r) * S::kRedStride + i % D], out);
@@ -376,7 +387,7 @@ template <int D>
 __device__ void finish(const AttendParams & p, const Item & item, const Space & home, float * acc,
                        const Merged & merged) {
     if (home.rotate) {
-        hadamard_rows<D>(acc, item.n_rows);
+        hadamard_rows<D>(acc, item.n_rows, [](int row, int channel) { return row * D + channel; });
     }
     const auto & s = *item.sequence;
     const int slot = s.probe_slot ? s.probe_slot[item.seen.last - 1] : -1;
@@ -385,7 +396,8 @@ __device__ void finish(const AttendParams & p, const Item & item, const Space & 
         const float divisor = home.divisor ? home.divisor[i % D] : 1.0f;
         p.a.out[first + i] = acc[i] * divisor / merged.sum[i / D];
         if (slot >= 0) {
-            s.probe_q[(int64_t(slot) * p.a.n_heads + head) * D + i] = __half_as_ushort(__float2half_rn(p.a.q[first + i]));
+            s.probe_q[(int64_t(slot) * p.a.n_heads + head) * D + i] =
+                __half_as_ushort(__float2half_rn(p.a.q[first + i]));
         }
     }
     if (slot >= 0 && threadIdx.x < item.n_rows) {
@@ -395,66 +407,90 @@ __device__ void finish(const AttendParams & p, const Item & item, const Space & 
     __syncthreads();
 }
 
-// An idle sequence has no units, so nobody else writes its output.
+// An item as all warps of a block see it; in shared memory, to leave the registers to the sums.
+struct Shared {
+    Run run;
+    Item item;
+    Queries queries;
+    Space v_home;
+    Merged merged;
+};
+
+// By one thread.
 template <int D>
-__device__ void clear_idle(const AttendParams & p) {
-    for (int i = blockIdx.x; i < p.n_items; i += gridDim.x) {
-        const Item item = item_at<D>(p, i);
-        for (int j = threadIdx.x; item.seen.last == 0 && j < item.n_rows * D; j += blockDim.x) {
-            p.a.out[int64_t(item.row) * D + j] = 0;
-        }
+__device__ void open_item(const AttendParams & p, int number, float * stored, Shared & shared) {
+    const Item item = item_at<D>(p, number);
+    Space k_home = {}, v_home = {};
+    if (item.n_blocks > 0) {
+        k_home = item.index->k;
+        v_home = item.index->v;
+        const int64_t channel = int64_t(item.head) * D;
+        k_home.divisor += k_home.divisor ? channel : 0;
+        v_home.divisor += v_home.divisor ? channel : 0;
     }
+    shared.item = item;
+    shared.queries = {p.a.q + int64_t(item.row) * D, item.n_rows, p.a.scale * kLog2e, stored, k_home};
+    shared.v_home = v_home;
 }
 
 template <int D>
-__global__ void __launch_bounds__(Shape<D>::kThreads, 1) attend(AttendParams p) {
+__global__ void __launch_bounds__(Shape<D>::kWarps * kLanes, 1) attend(AttendParams p) {
     using S = Shape<D>;
-    extern __shared__ __align__(128) uint8_t shared[];
-    __shared__ Merged merged;
-    float * acc = reinterpret_cast<float *>(shared + S::kRing);  // and the stored queries
-    float * red = reinterpret_cast<float *>(shared);
-    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
-    const Run run = find_run<D>(p, reinterpret_cast<uint32_t *>(shared));
-    clear_idle<D>(p);
+    extern __shared__ __align__(128) uint8_t ring[];
+    __shared__ Shared shared;
+    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, n_warps = blockDim.x / kLanes;
+    float * acc = reinterpret_cast<float *>(ring + S::ring_bytes(n_warps));  // and the stored queries
+    float * red = reinterpret_cast<float *>(ring);
+    find_run<D>(p, reinterpret_cast<uint32_t *>(ring), shared.run);
+    const Run & run = shared.run;
     uint64_t before = run.before;
     for (int number = run.item; number < p.n_items && before < run.last; ++number) {
-        const Item item = item_at<D>(p, number);
+        if (threadIdx.x == 0) {
+            open_item<D>(p, number, acc, shared);
+        }
+        __syncthreads();
+        const Item & item = shared.item;
         const uint64_t cost = item.cost();
-        if (cost == 0) {
-            continue;
-        }
-        const uint64_t from = max(run.first, before) - before, to = min(run.last, before + cost) - before;
-        Space k_home = {}, v_home = {};
-        if (item.n_blocks > 0) {
-            k_home = item.index->k;
-            v_home = item.index->v;
-            const int64_t channel = int64_t(item.head) * D;
-            k_home.divisor += k_home.divisor ? channel : 0;
-            v_home.divisor += v_home.divisor ? channel : 0;
-        }
-        const Queries queries = {p.a.q + int64_t(item.row) * D, item.n_rows, p.a.scale * kLog2e, acc, k_home};
-        store_queries<D>(queries, acc, red);
-        const Worker<D> worker = {item,
-                                  queries,
-                                  shared + warp * 2 * S::kSlot,
-                                  lane,
-                                  item.n_blocks ? index_at<BlockRef>(item.index, item.index->blocks) +
-                                                      int64_t(item.head) * item.index->max_blocks
-                                                : nullptr,
-                                  item.n_blocks ? index_at<HeadRecord>(item.index, item.index->records) : nullptr,
-                                  p.a.n_kv_heads};
-        Sums<D> sums;
-        sums.clear(v_home);
-        worker.run(unit_at(item, uint32_t(from)) + warp, S::kWarps, unit_at(item, uint32_t(to)), sums);
-        sums.move_to(v_home, lane);
-        merge_warps<D>(sums, item.n_rows, red, acc, merged);
-        const int first_part = run.owner(before), n_parts = run.owner(before + cost - 1) - first_part + 1;
-        if (n_parts == 1 || merge_parts<D>(p, item, first_part, n_parts, acc, merged)) {
-            finish<D>(p, item, v_home, acc, merged);
+        if (cost > 0) {
+            const uint64_t from = max(run.first, before) - before, to = min(run.last, before + cost) - before;
+            const Worker<D> worker = {item, shared.queries, ring + warp * 2 * S::kSlot, lane, p.a.n_kv_heads};
+            const int first = unit_at(item, uint32_t(from)) + warp, last = unit_at(item, uint32_t(to));
+            const BlockRef ref = worker.begin(first, last);
+            store_queries<D>(shared.queries, acc);
+            Sums<D> sums;
+            sums.clear(shared.v_home);
+            worker.run(first, n_warps, last, ref, sums);
+            sums.move_to(shared.v_home, lane);
+            merge_warps<D>(sums, item.n_rows, red, acc, shared.merged);
+            const int first_part = run.owner(before), n_parts = run.owner(before + cost - 1) - first_part + 1;
+            if (n_parts == 1 || merge_parts<D>(p, item, first_part, n_parts, acc, shared.merged)) {
+                finish<D>(p, item, shared.v_home, acc, shared.merged);
+            }
         }
         before += cost;
         __syncthreads();
     }
+}
+
+template <int D>
+const char * launch(const AttendParams & p, cudaStream_t stream) {
+    const Device device;
+    cudaFuncAttributes attributes;
+    cudaError_t error = cudaFuncGetAttributes(&attributes, attend<D>);
+    if (error != cudaSuccess) {
+        return cudaGetErrorString(error);
+    }
+    int n_warps = Shape<D>::kWarps;
+    while (n_warps > 1 && Shape<D>::shared_bytes(n_warps) + int(attributes.sharedSizeBytes) > device.shared_bytes) {
+        --n_warps;
+    }
+    const int shared = Shape<D>::shared_bytes(n_warps);
+    error = cudaFuncSetAttribute(attend<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (error != cudaSuccess) {
+        return cudaGetErrorString(error);
+    }
+    attend<D><<<device.multiprocessors, n_warps * kLanes, shared, stream>>>(p);
+    return launch_error();
 }
 
 }  // namespace zipcache::cuda

@@ -18,9 +18,9 @@ template <int D>
 struct KeyQuery {
     uint32_t key = ~0u;  // what it was made for
     uint32_t high[Shape<D>::kSteps], low[Shape<D>::kSteps];
-    float unit = 0;                                   // of the integers
-    float offset = 0;                                 // channels' parameters: added to each logit
-    float sums[D / 32 > 0 ? (D + 31) / 32 : 1];       // tokens' parameters: of the query, by 32 channels
+    float unit = 0;                              // of the integers
+    float offset = 0;                            // channels' parameters: added to each logit
+    float sums[D / 32 > 0 ? (D + 31) / 32 : 1];  // tokens' parameters: of the query, by 32 channels
 };
 
 // The lane's channels 16 i + 4 quarter + j of its head's query, in the space of a segment, at [4 i + j].
@@ -223,8 +223,7 @@ __device__ __forceinline__ void token_logits(const KeyQuery<D> & a, const HeadRe
     const int n = whole_row ? n_places : D / r.k_block * n_places;
     const uint8_t * data =
         r.k_shared_heads ? reinterpret_cast<const uint8_t *>(r.k_shared + ref.place) : part + ref.k_params * kAlign;
-    const TokenParams params =
-        token_params(data, r.k_kind, n, r.units.k_range, r.k_shrink[ref.tier], ref.k_bits);
+    const TokenParams params = token_params(data, r.k_kind, n, r.units.k_range, r.k_shrink[ref.tier], ref.k_bits);
     with_bits(ref.k_bits, [&](auto bits) {
 #pragma unroll
         for (int step = 0; step < 4; ++step) {

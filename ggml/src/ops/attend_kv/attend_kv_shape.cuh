@@ -1,30 +1,34 @@
 #pragma once
-// What all parts of the attend_kv kernel share. One warp works on one unit at a time: a block of a segment, or 32 tokens
-// of the window. Lane l has row l / 4 (a query head) and quarter l % 4, as in a C fragment of mma.m16n8k32.
+// What all parts of the attend_kv kernel share. One warp works on one unit at a time: a block of a segment, or 32
+// tokens of the window. Lane l has row l / 4 (a query head) and quarter l % 4, as in a C fragment of mma.m16n8k32.
+#include "attend_kv_launch.h"
 #include "cuda/ptx.cuh"
 #include "cuda_index.h"
 #include "ggml-zipcache-cuda.h"
 
 namespace zipcache::cuda {
 
-constexpr int kRows = 8;          // query heads that a unit is read for: a pass; their rounding takes the other 8 rows
 constexpr int kWindowTokens = 32;  // of a unit
 constexpr float kMost = 32000;     // of a query or a probability as an integer of 16 bits
-constexpr float kMagic = 12582912 + 128;  // 1.5 * 2^23: a float's low bits are then an integer; 128 rounds its high byte
+constexpr float kMagic =
+    12582912 + 128;  // 1.5 * 2^23: a float's low bits are then an integer; 128 rounds its high byte
 constexpr float kTop = format::kTopRange;
 constexpr float kLog2e = 1.4426950408889634f;
 
 template <int D>
 struct Shape {
-    static constexpr int kRegs = D / 8;       // of 16 places; also the tiles of 8 channels
-    static constexpr int kSteps = D / 16;     // of 16 channels
-    static constexpr int kQuarter = D / 4;    // channels of a lane
-    static constexpr int kSlot = 72 * D;      // bytes that half a unit takes at most: 8-bit codes, parameters by 32 channels
-    static constexpr int kWarps = D >= 256 ? 6 : D >= 128 ? 12 : 16;
-    static constexpr int kThreads = kWarps * kLanes;
-    static constexpr int kRedStride = D + 8;  // floats; spreads the rows over the banks
-    static constexpr int kRing = kWarps * 2 * kSlot;
-    static constexpr int kShared = kRing + kRows * D * int(sizeof(float));
+    static constexpr int kRegs = D / 8;     // of 16 places; also the tiles of 8 channels
+    static constexpr int kSteps = D / 16;   // of 16 channels
+    static constexpr int kQuarter = D / 4;  // channels of a lane
+    static constexpr int kSlot =
+        72 * D;  // bytes that half a unit takes at most: 8-bit codes, parameters by 32 channels
+    static constexpr int kWarps = D >= 256 ? 6 : D >= 128 ? 12 : 16;  // at most: as many as shared memory takes
+    static constexpr int kRedStride = D + 8;                          // floats; spreads the rows over the banks
+    static constexpr int kQueries = kRows * D * int(sizeof(float));
+
+    // Shared memory of a block of so many warps: two slots each, and the queries, later their sums.
+    static constexpr int ring_bytes(int n_warps) { return n_warps * 2 * kSlot; }
+    static constexpr int shared_bytes(int n_warps) { return ring_bytes(n_warps) + kQueries; }
 };
 
 // The f32 whose integer kMagic put in its low bits: four of them as the bytes of high and of low halves.
@@ -111,7 +115,8 @@ __device__ __forceinline__ void unpack(const uint8_t * codes, int n_steps, int s
     if constexpr (k1) {
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-            regs[i] |= bits_at<1>(Words<1, D>::at(plane, step, lane, first + i), first + i, (k4 ? 4 : 0) + (k2 ? 2 : 0));
+            regs[i] |=
+                bits_at<1>(Words<1, D>::at(plane, step, lane, first + i), first + i, (k4 ? 4 : 0) + (k2 ? 2 : 0));
         }
     }
 }
@@ -144,7 +149,7 @@ struct Param {
 // As format::Params::at, of parameters of tokens. kind is uniform over the warp.
 struct TokenParams {
     const uint8_t * data;
-    int kind, n;        // entries
+    int kind, n;                  // entries
     float unit, step, low, bias;  // of the range; shrink / (2^b - 1); shrink / 2; 2^(b - 1)
 
     __device__ __forceinline__ Param at(int i) const {

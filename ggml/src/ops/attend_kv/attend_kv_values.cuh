@@ -39,8 +39,8 @@ struct Sums {
 #pragma unroll
         for (int i = 0; i < Shape<D>::kRegs; ++i) {
             const int channel = 8 * i + lane % 4 * 2;
-            const float2 from = space.divisor ? *reinterpret_cast<const float2 *>(space.divisor + channel)
-                                              : float2{1, 1};
+            const float2 from =
+                space.divisor ? *reinterpret_cast<const float2 *>(space.divisor + channel) : float2{1, 1};
             const float2 into = to.divisor ? *reinterpret_cast<const float2 *>(to.divisor + channel) : float2{1, 1};
             out[2 * i] *= from.x / into.x;
             out[2 * i + 1] *= from.y / into.y;
@@ -52,8 +52,8 @@ struct Sums {
     }
 };
 
-// Logits s [N] become weights 2^(s - their maximum), 0 where hidden. Takes their maximum and sum into `sums` and returns
-// what the weights are to be multiplied by.
+// Logits s [N] become weights 2^(s - their maximum), 0 where hidden. Takes their maximum and sum into `sums` and
+// returns what the weights are to be multiplied by.
 template <int D, int N>
 __device__ __forceinline__ float take_weights(float (&s)[N], Sums<D> & sums, float & total) {
     float most = -INFINITY;
@@ -142,9 +142,7 @@ struct ValueBlock {
     const uint8_t * part;  // shared: codes, then parameters
     int n_steps;           // of 16 places
 
-    __device__ __forceinline__ const uint8_t * params() const {
-        return part + (ref.v_params - ref.v_codes) * kAlign;
-    }
+    __device__ __forceinline__ const uint8_t * params() const { return part + (ref.v_params - ref.v_codes) * kAlign; }
     __device__ __forceinline__ float shrink() const { return r.v_shrink[ref.tier]; }
 };
 
@@ -155,7 +153,8 @@ __device__ __forceinline__ void weigh_middles(const WeightQuery & w, const uint8
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
         if (step < n_steps) {
-            const uint32_t m = middles ? *reinterpret_cast<const uint32_t *>(middles + (lane % 4 * n_steps + step) * 4) : 0;
+            const uint32_t m =
+                middles ? *reinterpret_cast<const uint32_t *>(middles + (lane % 4 * n_steps + step) * 4) : 0;
             column[step] = lane / 4 == 0 ? m ^ 0x80808080u : lane / 4 == 1 ? 0x01010101u : 0;
         }
     }
@@ -207,11 +206,10 @@ __device__ __forceinline__ void add_tokens(const ValueBlock & block, const float
                                            Sums<D> & sums) {
     const int n_places = block.n_steps * kStep, first_place = (lane % 4) * (n_places / 4);
     const int n_sets = D / block.r.v_block;
-    const uint8_t * data = block.r.v_shared_heads
-                               ? reinterpret_cast<const uint8_t *>(block.r.v_shared + block.ref.place)
-                               : block.params();
-    const TokenParams params = token_params(data, block.r.v_kind, n_sets * n_places, block.r.units.v_range,
-                                            block.shrink(), block.ref.v_bits);
+    const uint8_t * data =
+        block.r.v_shared_heads ? reinterpret_cast<const uint8_t *>(block.r.v_shared + block.ref.place) : block.params();
+    const TokenParams params =
+        token_params(data, block.r.v_kind, n_sets * n_places, block.r.units.v_range, block.shrink(), block.ref.v_bits);
     WeightQuery query;
     float unit = 0, offset = 0;
     int packed = -1;
@@ -256,8 +254,8 @@ __device__ __forceinline__ void add_channels(const ValueBlock & block, const flo
                                              int lane, Sums<D> & sums) {
     const auto & r = block.r;
     const bool f16 = r.v_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR;
-    const uint8_t * params = r.v_scope == GGML_ZIPCACHE_SCOPE_GROUP ? block.params()
-                                                                     : r.v_params + (f16 ? block.ref.tier * D * 4 : 0);
+    const uint8_t * params =
+        r.v_scope == GGML_ZIPCACHE_SCOPE_GROUP ? block.params() : r.v_params + (f16 ? block.ref.tier * D * 4 : 0);
     float w[16];
 #pragma unroll
     for (int i = 0; i < 16; ++i) {

@@ -15,7 +15,8 @@ __device__ __forceinline__ int window_byte(int row, int byte) {
 
 // Starts copying rows [first, first + 32) of one side; those from `last` on repeat the last one.
 template <int D>
-__device__ __forceinline__ void copy_rows(uint8_t * slot, const uint16_t * rows, int64_t first, int64_t last, int lane) {
+__device__ __forceinline__ void copy_rows(uint8_t * slot, const uint16_t * rows, int64_t first, int64_t last,
+                                          int lane) {
     constexpr int kChunks = D / 8;
     for (int i = lane; i < kWindowTokens * kChunks; i += kLanes) {
         const int row = i / kChunks, chunk = i % kChunks;
@@ -38,8 +39,7 @@ __device__ __forceinline__ void window_logits(const Queries & queries, const uin
 #pragma unroll
         for (int tile = 0; tile < 4; ++tile) {
             const int row = tile * 8 + lane / 4;
-            const uint2 b =
-                *reinterpret_cast<const uint2 *>(slot + window_byte<D>(row, (16 * i + lane % 4 * 4) * 2));
+            const uint2 b = *reinterpret_cast<const uint2 *>(slot + window_byte<D>(row, (16 * i + lane % 4 * 4) * 2));
             mma_f16(c[tile], a0, a1, a2, a3, b.x, b.y);
         }
     }

@@ -32,7 +32,7 @@ struct Space {
 
 struct IndexHeader {
     Space k, v;
-    uint64_t n_blocks, cost, start, before, records, blocks;  // offsets from the start of the index
+    uint64_t records, blocks;  // offsets from the start of the index; those of the parts before follow from n_kv_heads
     uint32_t max_segments, max_blocks;
 };
 
@@ -57,7 +57,7 @@ struct BlockRef {
     uint32_t place;  // its first, in the head
     uint16_t segment;
     uint8_t tier;
-    uint8_t n;                                  // tokens
+    uint8_t n;                                   // tokens
     uint16_t k_params, v_codes, v_params, size;  // in units of kAlign
     uint8_t k_bits, v_bits;
     uint8_t unused[6];

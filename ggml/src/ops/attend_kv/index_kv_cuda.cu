@@ -94,10 +94,6 @@ __device__ void write_header(const Args & args, bool k_same, bool v_same) {
         header.v = v_same ? Space{s.v_divisor, s.format->v.rotate, 1} : Space{nullptr, 0, 0};
     }
     const IndexLayout & l = args.layout;
-    header.n_blocks = l.n_blocks;
-    header.cost = l.cost;
-    header.start = l.start;
-    header.before = l.before;
     header.records = l.records;
     header.blocks = l.blocks;
     header.max_segments = args.a.max_segments;
@@ -119,7 +115,8 @@ __global__ void index_segments(Args args) {
             const auto & segment = args.a.segments[s];
             const auto & one = args.a.segments[0];
             own = cost_of(*segment.format, segment.data, head);
-            write_record(segment, head, args.at<HeadRecord>(args.layout.records)[int64_t(s) * args.a.n_kv_heads + head]);
+            write_record(segment, head,
+                         args.at<HeadRecord>(args.layout.records)[int64_t(s) * args.a.n_kv_heads + head]);
             k_same &= segment.k_divisor == one.k_divisor && segment.format->k.rotate == one.format->k.rotate;
             v_same &= segment.v_divisor == one.v_divisor && segment.format->v.rotate == one.format->v.rotate;
         }
