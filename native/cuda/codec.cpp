@@ -289,20 +289,34 @@ int64_t CudaCodec::dequantize(const Segment & s, int64_t first, int64_t last, ui
     return rows;
 }
 
-std::vector<uint8_t> CudaCodec::bytes_of(const Segment & s) const {
+StoredSegment CudaCodec::store(const Segment & s) const {
+    StoredSegment stored;
+    stored.v_divisor.resize(s.device_divisors.size() / sizeof(float));
+    device_.read(stored.v_divisor.data(), s.device_divisors.as(), s.device_divisors.size());
     std::vector<uint8_t> ours(s.device_data.size());
     device_.read(ours.data(), s.device_data.as(), ours.size());
-    std::vector<uint8_t> bytes(ggml_zipcache_cpu_bytes_of_cuda(s.format, ours.data()));
-    ggml_zipcache_cpu_from_cuda(s.format, ours.data(), bytes.data());
-    return bytes;
+    stored.data.resize(ggml_zipcache_cpu_bytes_of_cuda(s.format, ours.data()));
+    ggml_zipcache_cpu_from_cuda(s.format, ours.data(), stored.data.data());
+    return stored;
 }
 
-void CudaCodec::set_bytes(Segment & s, std::vector<uint8_t> bytes) const {
-    std::vector<uint8_t> ours(ggml_zipcache_cuda_bytes_of_cpu(s.format, bytes.data()));
-    ggml_zipcache_cuda_from_cpu(s.format, bytes.data(), ours.data());
+void CudaCodec::restore(Segment & s, StoredSegment stored) const {
+    s.device_divisors = Bytes(device_, stored.v_divisor.size() * sizeof(float));
+    device_.write(s.device_divisors.as(), stored.v_divisor.data(), s.device_divisors.size());
+    std::vector<uint8_t> ours(ggml_zipcache_cuda_bytes_of_cpu(s.format, stored.data.data()));
+    ggml_zipcache_cuda_from_cpu(s.format, stored.data.data(), ours.data());
     s.device_data = Bytes(device_, ours.size());
     device_.write(s.device_data.as(), ours.data(), ours.size());
     set_view(s);
+}
+
+void CudaCodec::send(Balance & b) const {
+    std::vector<float> all;
+    for (const auto * part : {&b.k_divisor, &b.v_divisor, &b.k_weight, &b.v_weight}) {
+        all.insert(all.end(), part->begin(), part->end());
+    }
+    b.on_device = Bytes(device_, all.size() * sizeof(float));
+    device_.write(b.on_device.as(), all.data(), b.on_device.size());
 }
 
 }  // namespace zipcache::cuda

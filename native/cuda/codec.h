@@ -21,8 +21,9 @@ class CudaCodec : public SegmentCodec {
     int64_t dequantize(const Segment & segment, int64_t first, int64_t last, uint16_t * k, uint16_t * v, int64_t stride,
                        const Parallel & parallel) const override;
     size_t most_bytes(int64_t n_tokens) const override;
-    std::vector<uint8_t> bytes_of(const Segment & segment) const override;
-    void set_bytes(Segment & segment, std::vector<uint8_t> bytes) const override;
+    StoredSegment store(const Segment & segment) const override;
+    void restore(Segment & segment, StoredSegment stored) const override;
+    void send(Balance & balance) const override;
 
   private:
     struct Scores;  // kv/saliency.h's, on the device

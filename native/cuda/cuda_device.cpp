@@ -61,7 +61,7 @@ Memory::~Memory() {
     (void)cudaFree(data_);
 }
 
-// A graph that runs again and again: its first run as it is, which lets ggml set up what it needs; the second records it.
+// A graph that runs again and again. Its first run lets ggml set up what it needs; then it is recorded.
 class CudaRecording : public Recording {
   public:
     CudaRecording(CudaDevice & device, ggml_cgraph * graph, const Transfer & in, const Transfer & out)
@@ -79,16 +79,14 @@ class CudaRecording : public Recording {
     void run(const std::atomic<bool> & cancel) override {
         const auto lock = device_.turn();
         throw_if(cancel);
-        if (!warm_) {
-            enqueue();
-            warm_ = true;
-        } else {
-            if (!recorded_) {
-                record();
-            }
+        if (recorded_) {
             check(cudaGraphLaunch(recorded_, device_.stream()), "replay a step");
+            device_.wait();
+        } else {
+            enqueue();
+            device_.wait();
+            record();
         }
-        device_.wait();
     }
 
   private:
@@ -115,12 +113,12 @@ class CudaRecording : public Recording {
         const cudaError_t error = cudaGraphInstantiate(&recorded_, graph, 0);
         (void)cudaGraphDestroy(graph);
         check(error, "prepare a recorded step");
+        check(cudaGraphUpload(recorded_, device_.stream()), "prepare a recorded step");
     }
 
     CudaDevice & device_;
     ggml_cgraph * graph_;
     Transfer in_, out_;
-    bool warm_ = false;
     cudaGraphExec_t recorded_ = nullptr;
 };
 

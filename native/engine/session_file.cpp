@@ -168,7 +168,7 @@ std::vector<float> read_weights(ByteReader & in, const HParams & h) {
     return weights;
 }
 
-std::shared_ptr<const Balance> read_balance(ByteReader & in, const Policy & policy, const HParams & h) {
+std::shared_ptr<Balance> read_balance(ByteReader & in, const Policy & policy, const HParams & h) {
     const auto present = in.value<uint8_t>("a balance");
     if (present > (policy.k_divisor == Divisor::balance ? 1 : 0)) {
         in.fail("a balance that the policy has not");
@@ -181,7 +181,7 @@ std::shared_ptr<const Balance> read_balance(ByteReader & in, const Policy & poli
     balance.v_divisor = read_divisor(in, h);
     balance.k_weight = read_weights(in, h);
     balance.v_weight = read_weights(in, h);
-    return std::make_shared<const Balance>(std::move(balance));
+    return std::make_shared<Balance>(std::move(balance));
 }
 
 }  // namespace
@@ -231,14 +231,14 @@ void SessionFile::write_layer(ByteWriter & out, const KvCache & cache, const KvC
     out.value(static_cast<int64_t>(layer.segments.size()));
     for (const SegmentUse & use : layer.segments) {
         const Segment & s = *use.segment;
-        const auto data = cache.codec_->bytes_of(s);
+        const StoredSegment stored = cache.codec_->store(s);
         for (int64_t number :
-             {use.position, s.n_tokens, use.first_seen, use.last_seen, static_cast<int64_t>(data.size())}) {
+             {use.position, s.n_tokens, use.first_seen, use.last_seen, static_cast<int64_t>(stored.data.size())}) {
             out.value(number);
         }
-        out.array(s.k_divisor);
-        out.array(s.v_divisor);
-        out.array(data);
+        out.array(stored.k_divisor);
+        out.array(stored.v_divisor);
+        out.array(stored.data);
     }
     std::vector<uint16_t> rows(cache.n_window_ * h.head_dim);
     for (const uint16_t * window : {layer.view.k, layer.view.v}) {
@@ -328,7 +328,10 @@ void SessionFile::read_slots(ByteReader & in, KvCache & cache, int64_t first) {
 void SessionFile::read_layer(ByteReader & in, KvCache & cache, int index, int64_t n_tokens) {
     const HParams & h = *cache.h_;
     KvCache::Layer & layer = cache.layers_[index];
-    layer.balance = read_balance(in, *cache.policy_, h);
+    if (auto balance = read_balance(in, *cache.policy_, h)) {
+        cache.codec_->send(*balance);
+        layer.balance = std::move(balance);
+    }
     read_segments(in, cache, index, n_tokens);
     cache.refresh(index);
     for (ggml_tensor * window : {layer.window.k, layer.window.v}) {
@@ -382,18 +385,19 @@ SegmentUse SessionFile::read_segment(ByteReader & in, const KvCache & cache, con
         in.fail("a segment without its balance");
     }
     segment->balance = layer.balance;
+    StoredSegment stored;
     if (policy.k_divisor == Divisor::normalizer) {
-        segment->k_divisor = read_divisor(in, *cache.h_);
+        stored.k_divisor = read_divisor(in, *cache.h_);
     }
     if (policy.v_divisor == Divisor::normalizer) {
-        segment->v_divisor = read_divisor(in, *cache.h_);
+        stored.v_divisor = read_divisor(in, *cache.h_);
     }
-    auto bytes = in.array<uint8_t>(n_bytes, "a segment");
+    stored.data = in.array<uint8_t>(n_bytes, "a segment");
     if (const char * error =
-            ggml_zipcache_segment_error(segment->format, n_tokens, bytes.data(), bytes.size())) {
+            ggml_zipcache_segment_error(segment->format, n_tokens, stored.data.data(), stored.data.size())) {
         in.fail(error);
     }
-    cache.codec_->set_bytes(*segment, std::move(bytes));
+    cache.codec_->restore(*segment, std::move(stored));
     SegmentUse use = {std::move(segment), position, 0, n_tokens, nullptr};
     cache.hide(use, first_seen, last_seen);
     return use;

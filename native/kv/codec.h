@@ -6,6 +6,12 @@
 
 namespace zipcache {
 
+struct StoredSegment {
+    std::vector<float> k_divisor;  // [n_kv_heads, head_dim] of this segment alone, or empty
+    std::vector<float> v_divisor;
+    std::vector<uint8_t> data;  // ggml/src/format.h
+};
+
 // Turns rows into segments and back, where they lie. Immutable.
 class SegmentCodec {
   public:
@@ -24,9 +30,11 @@ class SegmentCodec {
                                int64_t stride, const Parallel & parallel) const = 0;
     // What the segments of a layer take at most for a prompt of n_tokens.
     virtual size_t most_bytes(int64_t n_tokens) const = 0;
-    // A segment's bytes as files hold them (ggml/src/format.h), and back. `segment` has all but what it then gets.
-    virtual std::vector<uint8_t> bytes_of(const Segment & segment) const = 0;
-    virtual void set_bytes(Segment & segment, std::vector<uint8_t> bytes) const = 0;
+    // A segment as files hold it, and back. `segment` has its format, number of tokens and balance.
+    virtual StoredSegment store(const Segment & segment) const = 0;
+    virtual void restore(Segment & segment, StoredSegment stored) const = 0;
+    // Brings a balance that came from a file to where the segments lie.
+    virtual void send(Balance & balance) const = 0;
 };
 
 std::shared_ptr<const SegmentCodec> make_codec(Device & device, std::shared_ptr<const Policy> policy, const HParams & h,

@@ -51,9 +51,15 @@ size_t HostCodec::most_bytes(int64_t n_tokens) const {
     return size_t(n_tokens) * 2 * h_.n_kv_heads * h_.head_dim * sizeof(uint16_t);  // never more than uncompressed
 }
 
-void HostCodec::set_bytes(Segment & segment, std::vector<uint8_t> bytes) const {
-    segment.data = std::move(bytes);
-    set_view(segment);
+StoredSegment HostCodec::store(const Segment & s) const {
+    return {s.k_divisor, s.v_divisor, s.data};
+}
+
+void HostCodec::restore(Segment & s, StoredSegment stored) const {
+    s.k_divisor = std::move(stored.k_divisor);
+    s.v_divisor = std::move(stored.v_divisor);
+    s.data = std::move(stored.data);
+    set_view(s);
 }
 
 }  // namespace zipcache
