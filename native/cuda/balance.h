@@ -9,9 +9,9 @@ namespace zipcache::cuda {
 
 // What kv/balance.cpp does, on the device. Every pointer is a device one.
 struct BalanceArgs {
-    KeyRows rows;         // all at hand
-    const uint16_t * v;   // [n_kv_heads, stride, head_dim] f16
-    int64_t first, n;     // those that are compressed
+    KeyRows rows;        // all at hand
+    const uint16_t * v;  // [n_kv_heads, stride, head_dim] f16
+    int64_t first, n;    // those that are compressed
     int32_t n_probes;
     const int64_t * probe_row;  // [n_probes]
     const float * probe_q;      // [n_probes, n_heads, head_dim]

@@ -10,7 +10,7 @@ namespace zipcache::cuda {
 // Throws ContextError for what CUDA, or one of our ops, has to complain about.
 inline void check(cudaError_t error, const char * what) {
     if (error != cudaSuccess) {
-        (void)cudaGetLastError();  // a later call must not report it again
+        (void) cudaGetLastError();  // a later call must not report it again
         throw ContextError(std::string("CUDA could not ") + what + ": " + cudaGetErrorString(error));
     }
 }

@@ -74,7 +74,8 @@ CudaCodec::CudaCodec(CudaDevice & device, std::shared_ptr<const Policy> policy, 
 }
 
 KeyRows CudaCodec::key_rows(const Rows & rows) const {
-    return {h_.n_heads, h_.n_kv_heads, h_.head_dim, rows.sliding_window, h_.attention_scale, rows.n, rows.stride, rows.k};
+    return {h_.n_heads,         h_.n_kv_heads, h_.head_dim, rows.sliding_window,
+            h_.attention_scale, rows.n,        rows.stride, rows.k};
 }
 
 CudaCodec::Scores CudaCodec::score(const Rows & rows, int64_t first, int64_t n, const Probes & probes) const {
@@ -82,9 +83,9 @@ CudaCodec::Scores CudaCodec::score(const Rows & rows, int64_t first, int64_t n, 
     const auto n_probes = static_cast<int32_t>(probes.size());
     Scores s(h_.n_kv_heads, rows.n, n, probes.row, stream);
     if (n_probes > 0 && probes.device_q) {
-        const ggml_zipcache_probes args = {h_.n_heads, h_.n_kv_heads, h_.head_dim, h_.attention_scale,
-                                           rows.sliding_window, rows.n, rows.stride, rows.k,
-                                           s.probe_row.data(), probes.device_q};
+        const ggml_zipcache_probes args = {h_.n_heads,          h_.n_kv_heads,  h_.head_dim, h_.attention_scale,
+                                           rows.sliding_window, rows.n,         rows.stride, rows.k,
+                                           s.probe_row.data(),  probes.device_q};
         const ggml_zipcache_cuda_scores out = {n_probes, s.score.data(), s.square.data()};
         Temporary<uint8_t> workspace(ggml_zipcache_cuda_score_probes_workspace(&args, n_probes), stream);
         check(ggml_zipcache_cuda_score_probes(&args, &out, workspace.data(), workspace.bytes(), stream),
@@ -113,9 +114,16 @@ std::shared_ptr<const Balance> CudaCodec::find_balance(int layer, const Rows & r
         const Temporary<int32_t> slot(probes.slot, stream);
         gather_queries(probes.slot_q, slot.data(), probes.size(), h_.n_heads * h_.head_dim, queries.data(), stream);
     }
-    const BalanceArgs args = {key_rows(rows), rows.v, first, n, static_cast<int32_t>(probes.size()),
-                              scores.probe_row.data(), probes.device_q ? probes.device_q : queries.data(),
-                              scores.square.data(), scores.seen.data(), norms.data()};
+    const BalanceArgs args = {key_rows(rows),
+                              rows.v,
+                              first,
+                              n,
+                              static_cast<int32_t>(probes.size()),
+                              scores.probe_row.data(),
+                              probes.device_q ? probes.device_q : queries.data(),
+                              scores.square.data(),
+                              scores.seen.data(),
+                              norms.data()};
     Temporary<uint8_t> workspace(balance_workspace(args), stream);
     balance(args, out, workspace.data(), stream);
     found->k_divisor.resize(width);
@@ -196,20 +204,22 @@ size_t CudaCodec::most_bytes(int64_t n) const {
 }
 
 void CudaCodec::set_view(Segment & s) const {
-    s.view = {s.format, s.device_data.as(), divisors(s, true, h_), divisors(s, false, h_),
-              nullptr,  ggml_zipcache_cuda_max_places(s.format, s.n_tokens), 0, s.n_tokens};
+    s.view = {s.format,
+              s.device_data.as(),
+              divisors(s, true, h_),
+              divisors(s, false, h_),
+              nullptr,
+              ggml_zipcache_cuda_max_places(s.format, s.n_tokens),
+              0,
+              s.n_tokens};
 }
 
 void CudaCodec::quantize(Segment & s, const Rows & rows, int64_t first, const uint8_t * tier) const {
     s.device_data = Bytes(device_, bound(*s.format, s.n_tokens));
     set_view(s);
-    const ggml_zipcache_rows args = {s.n_tokens,
-                                     rows.stride,
-                                     rows.k + first * h_.head_dim,
-                                     rows.v + first * h_.head_dim,
-                                     s.view.k_divisor,
-                                     s.view.v_divisor,
-                                     tier};
+    const ggml_zipcache_rows args = {
+        s.n_tokens,       rows.stride, rows.k + first * h_.head_dim, rows.v + first * h_.head_dim, s.view.k_divisor,
+        s.view.v_divisor, tier};
     Temporary<uint8_t> workspace(ggml_zipcache_cuda_quantize_kv_workspace(s.format, s.n_tokens), device_.stream());
     check(ggml_zipcache_cuda_quantize_kv(s.format, &args, s.device_data.as(), s.device_data.size(), workspace.data(),
                                          workspace.bytes(), device_.stream()),
@@ -261,8 +271,8 @@ int64_t CudaCodec::dequantize(const Segment & s, int64_t first, int64_t last, ui
     const cudaStream_t stream = device_.stream();
     const Temporary<uint16_t> all_k(h_.n_kv_heads * n * dim, stream), all_v(h_.n_kv_heads * n * dim, stream);
     const Temporary<uint8_t> kept(h_.n_kv_heads * n, stream);
-    const ggml_zipcache_cuda_rows_out out = {n,           n,           s.view.k_divisor, s.view.v_divisor,
-                                             all_k.data(), all_v.data(), kept.data()};
+    const ggml_zipcache_cuda_rows_out out = {
+        n, n, s.view.k_divisor, s.view.v_divisor, all_k.data(), all_v.data(), kept.data()};
     Temporary<uint8_t> workspace(ggml_zipcache_cuda_dequantize_kv_workspace(s.format, n), stream);
     check(ggml_zipcache_cuda_dequantize_kv(s.format, s.device_data.as(), &out, workspace.data(), workspace.bytes(),
                                            stream),

@@ -43,7 +43,7 @@ const FillMask kFillMask;
 
 Memory::Memory(size_t n_bytes) : size_(n_bytes) {
     if (cudaMalloc(&data_, n_bytes) != cudaSuccess) {
-        (void)cudaGetLastError();
+        (void) cudaGetLastError();
         throw ContextError("the GPU has not the memory for " + std::to_string(n_bytes) + " more bytes");
     }
 }
@@ -58,7 +58,7 @@ Memory & Memory::operator=(Memory && other) noexcept {
 }
 
 Memory::~Memory() {
-    (void)cudaFree(data_);
+    (void) cudaFree(data_);
 }
 
 // A graph that runs again and again. Its first run lets ggml set up what it needs; then it is recorded.
@@ -69,7 +69,7 @@ class CudaRecording : public Recording {
 
     ~CudaRecording() override {
         if (recorded_) {
-            (void)cudaGraphExecDestroy(recorded_);
+            (void) cudaGraphExecDestroy(recorded_);
         }
     }
 
@@ -106,12 +106,12 @@ class CudaRecording : public Recording {
         try {
             enqueue();
         } catch (...) {
-            (void)cudaStreamEndCapture(device_.stream(), &graph);
+            (void) cudaStreamEndCapture(device_.stream(), &graph);
             throw;
         }
         check(cudaStreamEndCapture(device_.stream(), &graph), "record a step");
         const cudaError_t error = cudaGraphInstantiate(&recorded_, graph, 0);
-        (void)cudaGraphDestroy(graph);
+        (void) cudaGraphDestroy(graph);
         check(error, "prepare a recorded step");
         check(cudaGraphUpload(recorded_, device_.stream()), "prepare a recorded step");
     }
@@ -133,9 +133,9 @@ CudaDevice::CudaDevice(int index) : index_(index), backend_(ggml_backend_cuda_in
 }
 
 CudaDevice::~CudaDevice() {
-    (void)cudaSetDevice(index_);
-    (void)cudaStreamSynchronize(stream_);
-    (void)cudaStreamDestroy(stream_);
+    (void) cudaSetDevice(index_);
+    (void) cudaStreamSynchronize(stream_);
+    (void) cudaStreamDestroy(stream_);
 }
 
 std::unique_lock<std::mutex> CudaDevice::turn() const {

@@ -29,9 +29,9 @@ class Memory {
     size_t size_ = 0;
 };
 
-// A GPU. ggml's backend runs what ggml has nodes for, on its own stream; our kernels and copies run on a stream of ours.
-// Each waits for the other where one follows the other, by events: that needs no private type of ggml's CUDA backend,
-// and in a recorded graph it costs nothing.
+// A GPU. ggml's backend runs what ggml has nodes for, on its own stream; our kernels and copies run on a stream of
+// ours. Each waits for the other where one follows the other, by events: that needs no private type of ggml's CUDA
+// backend, and in a recorded graph it costs nothing.
 class CudaDevice : public Device {
   public:
     explicit CudaDevice(int index);

@@ -57,9 +57,12 @@ void CudaLayerView::show_segments() {
     grow(index_, ggml_zipcache_cuda_index_bytes(layer_.n_kv_heads, n, max_blocks));
     device_.write(segments_.data(), segments.data(), n_bytes);
     device_.write(n_segments_.data(), &n, sizeof n);
-    const ggml_zipcache_cuda_index_args args = {
-        layer_.n_kv_heads, layer_.head_dim, n, max_blocks, segments_.as<const ggml_zipcache_cuda_segment>(),
-        n_segments_.as<const int32_t>()};
+    const ggml_zipcache_cuda_index_args args = {layer_.n_kv_heads,
+                                                layer_.head_dim,
+                                                n,
+                                                max_blocks,
+                                                segments_.as<const ggml_zipcache_cuda_segment>(),
+                                                n_segments_.as<const int32_t>()};
     const auto lock = device_.turn();
     check(ggml_zipcache_cuda_index_kv(&args, index_.as<uint8_t>(), device_.stream()), "index_kv");
     described_.index = index_.as<const uint8_t>();

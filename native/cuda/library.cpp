@@ -1,6 +1,6 @@
 // The one symbol of libzipcache-cuda: cuda/library.h.
-#include "cuda/codec.h"
 #include "cuda/library.h"
+#include "cuda/codec.h"
 #include "ggml-cuda.h"
 
 namespace zipcache::cuda {
@@ -10,7 +10,7 @@ std::vector<std::string> descriptions() {
     std::vector<std::string> found;
     int n = 0;
     if (cudaGetDeviceCount(&n) != cudaSuccess) {  // no driver; ggml would say so on stderr
-        (void)cudaGetLastError();
+        (void) cudaGetLastError();
         return found;
     }
     for (int i = 0; i < n; ++i) {

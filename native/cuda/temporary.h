@@ -21,7 +21,7 @@ class Temporary {
     }
     ~Temporary() {
         if (data_) {
-            (void)cudaFreeAsync(data_, stream_);
+            (void) cudaFreeAsync(data_, stream_);
         }
     }
     Temporary(Temporary && other) noexcept

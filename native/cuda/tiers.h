@@ -35,13 +35,13 @@ void costs(const CostArgs & args, float * k_cost, float * v_cost, cudaStream_t s
 // A segment's size by how many tokens of each head a tier has (ggml/src/format.h).
 struct SegmentSizes {
     static constexpr int kMostRests = GGML_ZIPCACHE_GROUP / GGML_ZIPCACHE_TILE + 1;
-    int64_t fixed;                                             // bytes that do not depend on it
-    int32_t group;                                             // tokens of a block
+    int64_t fixed;  // bytes that do not depend on it
+    int32_t group;  // tokens of a block
     int32_t n_tiers;
-    int32_t block[GGML_ZIPCACHE_MAX_TIERS][kMostRests];        // bytes of a block of so many tiles
-    float k_error[GGML_ZIPCACHE_MAX_TIERS];                    // mean squared error of a code, in squared ranges
+    int32_t block[GGML_ZIPCACHE_MAX_TIERS][kMostRests];  // bytes of a block of so many tiles
+    float k_error[GGML_ZIPCACHE_MAX_TIERS];              // mean squared error of a code, in squared ranges
     float v_error[GGML_ZIPCACHE_MAX_TIERS];
-    float bits[GGML_ZIPCACHE_MAX_TIERS];                       // of key and value
+    float bits[GGML_ZIPCACHE_MAX_TIERS];  // of key and value
 };
 
 // Tiers as water_fill() of kv/water_fill.h chooses them: tier [n_kv_heads, n].

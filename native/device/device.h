@@ -34,23 +34,24 @@ struct TokenPlace {
 
 // Where attention leaves the queries of tokens that are probes.
 struct ProbeSlots {
-    std::vector<int32_t> slot;   // [rows of the window], below 0: none
-    uint16_t * q = nullptr;      // [n_slots, n_heads, head_dim] f16
-    float * log_sum = nullptr;   // [n_slots, n_heads]: log-sum-exp of the logits
+    std::vector<int32_t> slot;  // [rows of the window], below 0: none
+    uint16_t * q = nullptr;     // [n_slots, n_heads, head_dim] f16
+    float * log_sum = nullptr;  // [n_slots, n_heads]: log-sum-exp of the logits
 };
 
 // The cache of one layer as the device reads it.
 class LayerView {
   public:
     virtual ~LayerView() = default;
-    // Takes note of a change. What `layer` points to stays the caller's. Its probe_q and probe_log_sum are not looked at.
+    // Takes note of a change. What `layer` points to stays the caller's. Its probe_q and probe_log_sum are not looked
+    // at.
     virtual void show(const ggml_zipcache_layer & layer) = 0;
     // From now on the queries of some tokens of the window are kept: those whose slot is not below 0.
     virtual void keep_probes(const ProbeSlots & slots) = 0;
     // The next token is that of this row.
     virtual void begin_token(int64_t row) = 0;
-    // The nodes that store a token's k and v [head_dim, n_kv_heads, 1] f32 in the window, and let q [head_dim, n_heads, 1]
-    // f32 attend to all of the layer: [head_dim * n_heads, 1] f32. They serve until the window moves.
+    // The nodes that store a token's k and v [head_dim, n_kv_heads, 1] f32 in the window, and let q [head_dim, n_heads,
+    // 1] f32 attend to all of the layer: [head_dim * n_heads, 1] f32. They serve until the window moves.
     virtual ggml_tensor * attend(ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v,
                                  const TokenPlace & place) = 0;
 };
@@ -71,7 +72,7 @@ class Device {
     virtual ggml_backend_buffer_type_t memory() const = 0;
     virtual ggml_backend_buffer_type_t staging() const = 0;  // host memory that it copies from and to
     virtual FreeMemory free_memory() const = 0;
-    virtual int chunk() const = 0;       // tokens that a graph of prefill works on
+    virtual int chunk() const = 0;      // tokens that a graph of prefill works on
     virtual int key_block() const = 0;  // its flash attention is at its best over multiples of so many keys
 
     virtual bool computes(const ggml_tensor * node) const = 0;

@@ -48,10 +48,9 @@ int64_t fitting_n_ctx(Model & model, const std::shared_ptr<const Policy> & polic
         most += most + step < wanted && fits(most + step) ? step : 0;
     }
     if (n_ctx > 0 || most < std::min(kLeast, wanted)) {
-        throw ContextError("a context of " + std::to_string(wanted) + " tokens takes " +
-                           mib(bytes(wanted)) + " with the KV policy " +
-                           policy->options.policy + ", and " + device.name() + " has " + mib(free) +
-                           " free; accepted: n_ctx up to " + std::to_string(most) +
+        throw ContextError("a context of " + std::to_string(wanted) + " tokens takes " + mib(bytes(wanted)) +
+                           " with the KV policy " + policy->options.policy + ", and " + device.name() + " has " +
+                           mib(free) + " free; accepted: n_ctx up to " + std::to_string(most) +
                            (policy->compresses ? ", or fewer KV bits" : ", or a KV policy that compresses"));
     }
     return most;

@@ -24,7 +24,8 @@ class Session {
   public:
     static constexpr int64_t kStretch = 32768;  // tokens that pass the layers together; bounds the hidden states
 
-    // n_ctx 0: what the model was trained for, or less where a GPU has memory for less. Throws ArgumentError for more than that, or for an unknown policy.
+    // n_ctx 0: what the model was trained for, or less where a GPU has memory for less. Throws ArgumentError for more
+    // than that, or for an unknown policy.
     Session(const std::shared_ptr<Model> & model, int64_t n_ctx, const KvOptions & kv);
     Session(const std::shared_ptr<Model> & model, int64_t n_ctx, const std::shared_ptr<const Policy> & policy);
 

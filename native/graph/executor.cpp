@@ -24,8 +24,8 @@ void Executor::parallel(int n, const std::function<void(int)> & task) {
 
 GraphMemory::GraphMemory(Device & device, size_t max_nodes)
     : max_nodes_(max_nodes),
-      context_(ggml_init({2 * max_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(max_nodes, false),
-                          nullptr, true})),
+      context_(ggml_init(
+          {2 * max_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(max_nodes, false), nullptr, true})),
       allocator_(ggml_gallocr_new(device.memory())) {}
 
 ggml_context * GraphMemory::begin() {

@@ -105,7 +105,7 @@ void PrefillGraphs::watch(std::vector<int64_t> probes) {
     probe_q_ = OwnTensor();
     if (!probes_.empty()) {
         probe_q_ = OwnTensor(executor_.device(), GGML_TYPE_F32, int64_t(network_.h.n_heads) * network_.h.head_dim,
-                              static_cast<int64_t>(probes_.size()));
+                             static_cast<int64_t>(probes_.size()));
     }
 }
 
@@ -129,8 +129,7 @@ void PrefillGraphs::embed(const int32_t * tokens, int64_t n_tokens, const std::a
         std::copy_n(tokens + first, n, inputs_.host(kTokens));
         inputs_.send();
         ggml_context * ctx = memory_.begin();
-        ggml_tensor * x =
-            ggml_get_rows(ctx, network_.token_embedding, first_elements(ctx, inputs_.tensor(kTokens), n));
+        ggml_tensor * x = ggml_get_rows(ctx, network_.token_embedding, first_elements(ctx, inputs_.tensor(kTokens), n));
         x = h.embedding_scale != 1.0f ? ggml_scale(ctx, x, h.embedding_scale) : x;
         ggml_build_forward_expand(memory_.graph(), ggml_cpy(ctx, x, hidden(ctx, first, n)));
         memory_.allocate();
@@ -161,7 +160,8 @@ void PrefillGraphs::layer(const PrefillRows & rows, int layer, int64_t position,
     const auto probe = std::lower_bound(probes_.begin(), probes_.end(), first);
     const auto end = std::lower_bound(probe, probes_.end(), first + n);
     if (probe != end) {
-        std::transform(probe, end, inputs_.host(kProbeRows), [&](int64_t t) { return static_cast<int32_t>(t - first); });
+        std::transform(probe, end, inputs_.host(kProbeRows),
+                       [&](int64_t t) { return static_cast<int32_t>(t - first); });
         ggml_tensor * all = probe_q_.tensor;
         attention.watch(
             first_elements(ctx, inputs_.tensor(kProbeRows), end - probe),

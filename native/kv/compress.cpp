@@ -134,8 +134,8 @@ std::shared_ptr<Segment> Compressor::compress(int layer, const Rows & rows, int6
     if (policy_->v_divisor == Divisor::normalizer) {
         segment->v_divisor = find_normalizer(rows, first, n, h_);
     }
-    const auto tiers = choose_tiers(f, rows, first, n, scores, segment->balance.get(), compression_seed(layer, n),
-                                    parallel);
+    const auto tiers =
+        choose_tiers(f, rows, first, n, scores, segment->balance.get(), compression_seed(layer, n), parallel);
     const ggml_zipcache_rows args = {n,
                                      rows.stride,
                                      rows.k + first * h_.head_dim,

@@ -6,8 +6,14 @@ namespace zipcache {
 namespace {
 
 void set_view(Segment & s) {
-    s.view = {s.format, s.data.data(), s.keys_divisor(), s.values_divisor(),
-              nullptr,  ggml_zipcache_segment_places(s.format, s.data.data()), 0, s.n_tokens};
+    s.view = {s.format,
+              s.data.data(),
+              s.keys_divisor(),
+              s.values_divisor(),
+              nullptr,
+              ggml_zipcache_segment_places(s.format, s.data.data()),
+              0,
+              s.n_tokens};
 }
 
 }  // namespace

@@ -18,7 +18,8 @@ struct Probes {
                                  // all at hand, so it can be found
     int64_t size() const { return static_cast<int64_t>(row.size()); }
 
-    // On a device that is not the host, instead of q and log_sum: the queries of a prefill; or the slots of decode steps.
+    // On a device that is not the host, instead of q and log_sum: the queries of a prefill; or the slots of decode
+    // steps.
     const float * device_q = nullptr;      // [n, n_heads, head_dim]
     std::vector<int32_t> slot;             // [n]: the slot of each
     const uint16_t * slot_q = nullptr;     // [n_slots, n_heads, head_dim]

@@ -134,9 +134,7 @@ def machine() -> str:
 def open_model(args: argparse.Namespace) -> Model:
     path = args.model or demo_model()
     with progress_bar(f"Loading {path.name}") as progress:
-        return Model(
-            path, device=args.device, threads=args.threads, progress=progress, repack=not args.no_repack
-        )
+        return Model(path, device=args.device, threads=args.threads, progress=progress, repack=not args.no_repack)
 
 
 def open_session(args: argparse.Namespace) -> Session:

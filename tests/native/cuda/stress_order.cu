@@ -31,9 +31,9 @@ class Linger : public cuda::OwnNode {
   public:
     explicit Linger(int stage) : stage_(stage) {}
     void enqueue(const ggml_tensor * node, cudaStream_t stream) const override {
-        add_and_linger<<<kWidth / 256, 256, 0, stream>>>(
-            static_cast<float *>(node->data), static_cast<const float *>(node->src[0]->data),
-            static_cast<const int *>(node->src[1]->data), stage_);
+        add_and_linger<<<kWidth / 256, 256, 0, stream>>>(static_cast<float *>(node->data),
+                                                         static_cast<const float *>(node->src[0]->data),
+                                                         static_cast<const int *>(node->src[1]->data), stage_);
     }
 
   private:
@@ -55,7 +55,8 @@ struct Chain {
           large(d, GGML_TYPE_F32, kWidth, 512),
           state(d, GGML_TYPE_F32, kWidth),
           delays(d, {2 * kStages}),
-          context(ggml_init({400 * ggml_tensor_overhead() + 4 * ggml_graph_overhead_custom(400, false), nullptr, true})),
+          context(
+              ggml_init({400 * ggml_tensor_overhead() + 4 * ggml_graph_overhead_custom(400, false), nullptr, true})),
           memory(ggml_gallocr_new(d.memory()), ggml_gallocr_free),
           graph(ggml_new_graph_custom(context.get(), 400, false)) {
         std::mt19937 random(1);
@@ -165,7 +166,8 @@ int main() {
     Chain chain(device);
     const auto expected = one_at_a_time(chain, kSteps);
     const bool moved = expected[0] == expected[0] && expected[0] != -8.0f;
-    const bool good = same("eager", eager(chain, kSteps), expected) & same("recorded", recorded(chain, kSteps), expected);
+    const bool good =
+        same("eager", eager(chain, kSteps), expected) & same("recorded", recorded(chain, kSteps), expected);
     std::printf("%d steps of %d stages on %s\n", kSteps, kStages, device.description().c_str());
     return moved && good ? 0 : 1;
 }
