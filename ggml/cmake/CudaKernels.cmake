@@ -1,11 +1,4 @@
 # The CUDA kernels of ggml-zipcache, for CMAKE_CUDA_ARCHITECTURES (8.0 and later).
-if(NOT CMAKE_CUDA_COMPILER)
-  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-    set(CMAKE_CUDA_ARCHITECTURES 90)
-  endif()
-  enable_language(CUDA)
-endif()
-find_package(CUDAToolkit REQUIRED)
 target_sources(ggml-zipcache PRIVATE
   src/device/cuda.cu
   src/ops/attend_kv/attend_kv_cuda.cu
