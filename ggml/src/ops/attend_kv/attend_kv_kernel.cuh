@@ -107,6 +107,7 @@ __device__ void find_run(const AttendParams & p, uint32_t * costs, Run & run) {
         for (int i = threadIdx.x; i < p.n_items; i += kLanes) {
             total += costs[i];
         }
+#pragma unroll 1
         for (int step = 1; step < kLanes; step *= 2) {
             total += __shfl_xor_sync(~0u, total, step);
         }
@@ -116,6 +117,7 @@ __device__ void find_run(const AttendParams & p, uint32_t * costs, Run & run) {
         for (int base = 0; base < p.n_items; base += kLanes) {
             const uint32_t own = base + int(threadIdx.x) < p.n_items ? costs[base + threadIdx.x] : 0;
             uint64_t end = own;
+#pragma unroll 1
             for (int step = 1; step < kLanes; step *= 2) {
                 const uint64_t left = __shfl_up_sync(~0u, end, step);
                 end += int(threadIdx.x) >= step ? left : 0;
@@ -141,10 +143,11 @@ template <int D, class Place>
 __device__ void hadamard_rows(float * rows, int n, Place && place) {
     constexpr int kSize = D & -D;
     const float norm = rsqrtf(float(kSize));
+#pragma unroll 1
     for (int half = 1; half < kSize; half *= 2) {
         __syncthreads();
         for (int i = threadIdx.x; i < n * D / 2; i += blockDim.x) {
-            const int pair = i % (D / 2), channel = pair / half * 2 * half + pair % half;
+            const int pair = i % (D / 2), channel = 2 * pair - (pair & (half - 1));
             float & low = rows[place(i / (D / 2), channel)];
             float & high = rows[place(i / (D / 2), channel + half)];
             const float a = low, b = high, scale = 2 * half == kSize ? norm : 1.0f;

@@ -10,8 +10,8 @@ namespace zipcache::cuda {
 
 constexpr int kWindowTokens = 32;  // of a unit
 constexpr float kMost = 32000;     // of a query or a probability as an integer of 16 bits
-constexpr float kMagic =
-    12582912 + 128;  // 1.5 * 2^23: a float's low bits are then an integer; 128 rounds its high byte
+// 1.5 * 2^23: a float's low bits are then an integer; 128 rounds its high byte
+constexpr float kMagic = 12582912 + 128;
 constexpr float kTop = format::kTopRange;
 constexpr float kLog2e = 1.4426950408889634f;
 
@@ -20,8 +20,7 @@ struct Shape {
     static constexpr int kRegs = D / 8;     // of 16 places; also the tiles of 8 channels
     static constexpr int kSteps = D / 16;   // of 16 channels
     static constexpr int kQuarter = D / 4;  // channels of a lane
-    static constexpr int kSlot =
-        72 * D;  // bytes that half a unit takes at most: 8-bit codes, parameters by 32 channels
+    static constexpr int kSlot = 72 * D;    // bytes of half a unit: 8-bit codes, parameters by 32 channels
     static constexpr int kWarps = D >= 256 ? 6 : D >= 128 ? 12 : 16;  // at most: as many as shared memory takes
     static constexpr int kRedStride = D + 8;                          // floats; spreads the rows over the banks
     static constexpr int kQueries = kRows * D * int(sizeof(float));
