@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -370,7 +371,8 @@ void bench_scores() {
 
 }  // namespace
 
-int main() {
+// Arguments: tokens and batch, to time attend_kv for these alone.
+int main(int argc, char ** argv) {
     try {
         cudaDeviceProp device;
         check(cudaGetDeviceProperties(&device, 0));
@@ -379,16 +381,24 @@ int main() {
         std::printf("%-14s %7s %5s %6s %10s %9s %9s %8s\n", "attend_kv", "tokens", "batch", "layers", "MB/layer",
                     "us/layer", "GB/s", "of copy");
         const Mix zipcache = zipcache_mix(), automatic = auto_mix();
-        for (int64_t tokens : {int64_t(4096), int64_t(32768), int64_t(126976)}) {
-            for (int batch : {1, 8}) {
+        std::vector<int64_t> lengths = {4096, 32768, 126976};
+        std::vector<int> batches = {1, 8};
+        if (argc > 2) {
+            lengths = {std::strtol(argv[1], nullptr, 10)};
+            batches = {int(std::strtol(argv[2], nullptr, 10))};
+        }
+        for (int64_t tokens : lengths) {
+            for (int batch : batches) {
                 for (const Mix * mix : {&zipcache, &automatic, static_cast<const Mix *>(nullptr)}) {
                     bench_attend(mix, tokens, batch, floor);
                 }
             }
         }
-        bench_compression(zipcache);
-        bench_compression(automatic);
-        bench_scores();
+        if (argc <= 2) {
+            bench_compression(zipcache);
+            bench_compression(automatic);
+            bench_scores();
+        }
     } catch (const std::exception & error) {
         std::fprintf(stderr, "%s\n", error.what());
         return 1;

@@ -117,11 +117,9 @@ void move_side(const ggml_zipcache_format & f, bool is_key, const format::Block 
     const int64_t n_cpu = format::block_param_entries(f, side, block.n_places);
     const int64_t n_cuda = format::block_param_entries(f, side, n_places);
     for (int64_t i = 0; side.scope == GGML_ZIPCACHE_SCOPE_TOKEN && i < n_cpu; ++i) {
-        const int64_t place = i % block.n_places, at = i / block.n_places * n_places;
-        if (place < block.n) {
-            move_entry<ToCuda>(side.params, cpu_params, i, n_cpu, cuda_params, at + cuda::place_index(place, n_places),
-                               n_cuda);
-        }
+        const int64_t place = i % block.n_places, at = i / block.n_places * n_places;  // padding too
+        move_entry<ToCuda>(side.params, cpu_params, i, n_cpu, cuda_params, at + cuda::place_index(place, n_places),
+                           n_cuda);
     }
 }
 

@@ -33,11 +33,11 @@ __device__ __forceinline__ uint32_t shared_address(const void * p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// Four 8 x 8 matrices of f16, transposed; lane l gives the address of row l % 8 of matrix l / 8.
-__device__ __forceinline__ void load_transposed(uint32_t (&r)[4], const void * row) {
+// Four 8 x 8 matrices of f16; lane l gives the address of row l % 8 of matrix l / 8. The first one transposes them.
+__device__ __forceinline__ void load_transposed(uint32_t (&r)[4], uint32_t row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row)));
+                 : "r"(row));
 }
 
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void * row) {
@@ -46,8 +46,8 @@ __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void * row
                  : "r"(shared_address(row)));
 }
 
-__device__ __forceinline__ void copy_async(void * to, const void * from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+__device__ __forceinline__ void copy_async(uint32_t to, const void * from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 
 __device__ __forceinline__ void commit_copies() {

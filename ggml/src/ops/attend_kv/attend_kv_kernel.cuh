@@ -107,6 +107,7 @@ __device__ void find_run(const AttendParams & p, uint32_t * costs, Run & run) {
         for (int i = threadIdx.x; i < p.n_items; i += kLanes) {
             total += costs[i];
         }
+#pragma unroll 1
         for (int step = 1; step < kLanes; step *= 2) {
             total += __shfl_xor_sync(~0u, total, step);
         }
@@ -116,6 +117,7 @@ __device__ void find_run(const AttendParams & p, uint32_t * costs, Run & run) {
         for (int base = 0; base < p.n_items; base += kLanes) {
             const uint32_t own = base + int(threadIdx.x) < p.n_items ? costs[base + threadIdx.x] : 0;
             uint64_t end = own;
+#pragma unroll 1
             for (int step = 1; step < kLanes; step *= 2) {
                 const uint64_t left = __shfl_up_sync(~0u, end, step);
                 end += int(threadIdx.x) >= step ? left : 0;
@@ -141,10 +143,11 @@ template <int D, class Place>
 __device__ void hadamard_rows(float * rows, int n, Place && place) {
     constexpr int kSize = D & -D;
     const float norm = rsqrtf(float(kSize));
+#pragma unroll 1
     for (int half = 1; half < kSize; half *= 2) {
         __syncthreads();
         for (int i = threadIdx.x; i < n * D / 2; i += blockDim.x) {
-            const int pair = i % (D / 2), channel = pair / half * 2 * half + pair % half;
+            const int pair = i % (D / 2), channel = 2 * pair - (pair & (half - 1));
             float & low = rows[place(i / (D / 2), channel)];
             float & high = rows[place(i / (D / 2), channel + half)];
             const float a = low, b = high, scale = 2 * half == kSize ? norm : 1.0f;
@@ -177,7 +180,7 @@ template <int D>
 struct Worker {
     const Item & item;
     const Queries & queries;
-    uint8_t * ring;
+    uint32_t ring;  // offset in shared memory
     int lane;
     int n_kv_heads;
 
@@ -207,9 +210,12 @@ struct Worker {
             return;
         }
         const int first = key ? 0 : ref.v_codes * kAlign, last = (key ? ref.v_codes : ref.size) * kAlign;
-        uint8_t * slot = ring + (key ? 0 : Shape<D>::kSlot);
+        const uint32_t slot = shared_address(shared_bytes()) + ring + (key ? 0 : Shape<D>::kSlot);
         for (int i = lane * 16; i < last - first; i += kLanes * 16) {
             copy_async(slot + i, ref.data + first + i);
+        }
+        if (!key && ref.v_pairs > 0 && lane < (ref.n + kStep - 1) / kStep * 4) {  // four pairs a lane
+            copy_async(slot + (ref.v_params - ref.v_codes) * kAlign + lane * 16, ref.data - ref.v_pairs + lane * 16);
         }
     }
 
@@ -229,8 +235,7 @@ struct Worker {
     // ref: what begin() gave.
     __device__ __forceinline__ void run(int first, int step, int last, BlockRef ref, Sums<D> & sums) const {
         KeyQuery<D> query;
-        const uint8_t * keys = ring;
-        const uint8_t * values = ring + Shape<D>::kSlot;
+        const uint32_t keys = ring, values = ring + Shape<D>::kSlot;
         BlockRef next = {};
         for (int unit = first; unit < last; unit += step) {
             const bool more = unit + step < last;
@@ -248,16 +253,8 @@ struct Worker {
                 const HeadRecord & record = item.records[int64_t(ref.segment) * n_kv_heads];
                 const int n_steps = (ref.n + kStep - 1) / kStep;
                 float s[16];
-#pragma unroll
-                for (int i = 0; i < 16; ++i) {
-                    s[i] = -INFINITY;
-                }
                 prepare_query<D>(queries, record, ref, keys, lane, query);
-                if (record.k_scope == GGML_ZIPCACHE_SCOPE_TOKEN) {
-                    token_logits<D>(query, record, ref, keys, n_steps, lane, s);
-                } else {
-                    channel_logits<D>(query, ref, keys, n_steps, lane, s);
-                }
+                key_logits<D>(query, record, ref, keys, n_steps, lane, s);
                 advance(unit + step, more, next, true);
                 hide(record, ref, lane, s);
                 add_values<D>({record, ref, values, n_steps}, s, lane, sums);
@@ -418,7 +415,7 @@ struct Shared {
 
 // By one thread.
 template <int D>
-__device__ void open_item(const AttendParams & p, int number, float * stored, Shared & shared) {
+__device__ void open_item(const AttendParams & p, int number, uint32_t stored, Shared & shared) {
     const Item item = item_at<D>(p, number);
     Space k_home = {}, v_home = {};
     if (item.n_blocks > 0) {
@@ -436,24 +433,24 @@ __device__ void open_item(const AttendParams & p, int number, float * stored, Sh
 template <int D>
 __global__ void __launch_bounds__(Shape<D>::kWarps * kLanes, 1) attend(AttendParams p) {
     using S = Shape<D>;
-    extern __shared__ __align__(128) uint8_t ring[];
     __shared__ Shared shared;
     const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, n_warps = blockDim.x / kLanes;
-    float * acc = reinterpret_cast<float *>(ring + S::ring_bytes(n_warps));  // and the stored queries
-    float * red = reinterpret_cast<float *>(ring);
-    find_run<D>(p, reinterpret_cast<uint32_t *>(ring), shared.run);
+    const uint32_t stored = S::ring_bytes(n_warps);
+    float * acc = reinterpret_cast<float *>(shared_bytes() + stored);  // where the stored queries were
+    float * red = reinterpret_cast<float *>(shared_bytes());
+    find_run<D>(p, reinterpret_cast<uint32_t *>(shared_bytes()), shared.run);
     const Run & run = shared.run;
     uint64_t before = run.before;
     for (int number = run.item; number < p.n_items && before < run.last; ++number) {
         if (threadIdx.x == 0) {
-            open_item<D>(p, number, acc, shared);
+            open_item<D>(p, number, stored, shared);
         }
         __syncthreads();
         const Item & item = shared.item;
         const uint64_t cost = item.cost();
         if (cost > 0) {
             const uint64_t from = max(run.first, before) - before, to = min(run.last, before + cost) - before;
-            const Worker<D> worker = {item, shared.queries, ring + warp * 2 * S::kSlot, lane, p.a.n_kv_heads};
+            const Worker<D> worker = {item, shared.queries, uint32_t(warp * 2 * S::kSlot), lane, p.a.n_kv_heads};
             const int first = unit_at(item, uint32_t(from)) + warp, last = unit_at(item, uint32_t(to));
             const BlockRef ref = worker.begin(first, last);
             store_queries<D>(shared.queries, acc);

@@ -6,10 +6,10 @@ namespace zipcache::cuda {
 
 // The query heads of a pass.
 struct Queries {
-    const float * q;       // [n_rows, head_dim] f32, global
-    int n_rows;            // heads; 1 to kRows
-    float scale;           // multiplies q . k, to base 2
-    const float * stored;  // shared [head_dim / 16, 32 lanes, 4] f32: in the space `home`, times scale
+    const float * q;  // [n_rows, head_dim] f32, global
+    int n_rows;       // heads; 1 to kRows
+    float scale;      // multiplies q . k, to base 2
+    uint32_t stored;  // offset in shared memory: [head_dim / 16, 32 lanes, 4] f32, in the space `home`, times scale
     Space home;
 };
 
@@ -23,39 +23,60 @@ struct KeyQuery {
     float sums[D / 32 > 0 ? (D + 31) / 32 : 1];  // tokens' parameters: of the query, by 32 channels
 };
 
-// The lane's channels 16 i + 4 quarter + j of its head's query, in the space of a segment, at [4 i + j].
+// The lane's channels 16 i + 4 quarter + j of its head's query, times scale and divisor, at x [4 i + j].
 template <int D>
-__device__ __forceinline__ void stored_query(const Queries & queries, const Space & space, int lane,
-                                             float (&x)[Shape<D>::kQuarter]) {
-    if (queries.stored && space.divisor == queries.home.divisor && space.rotate == queries.home.rotate) {
-#pragma unroll
-        for (int i = 0; i < Shape<D>::kSteps; ++i) {
-            const float4 v = reinterpret_cast<const float4 *>(queries.stored)[i * kLanes + lane];
-            x[4 * i] = v.x;
-            x[4 * i + 1] = v.y;
-            x[4 * i + 2] = v.z;
-            x[4 * i + 3] = v.w;
-        }
-        return;
-    }
-    const int row = lane / 4, quarter = lane % 4;
+__device__ __forceinline__ void load_query(const Queries & queries, const float * divisor, int lane, float * x) {
+    const int row = lane / 4;
 #pragma unroll
     for (int i = 0; i < Shape<D>::kSteps; ++i) {
-        const int channel = 16 * i + 4 * quarter;
+        const int channel = 16 * i + 4 * (lane % 4);
         float4 v = {0, 0, 0, 0}, d = {1, 1, 1, 1};
         if (row < queries.n_rows) {
             v = *reinterpret_cast<const float4 *>(queries.q + row * D + channel);
         }
-        if (space.divisor) {
-            d = *reinterpret_cast<const float4 *>(space.divisor + channel);
+        if (divisor) {
+            d = *reinterpret_cast<const float4 *>(divisor + channel);
         }
         x[4 * i] = v.x * queries.scale * d.x;
         x[4 * i + 1] = v.y * queries.scale * d.y;
         x[4 * i + 2] = v.z * queries.scale * d.z;
         x[4 * i + 3] = v.w * queries.scale * d.w;
     }
+}
+
+// For a segment whose space is not the others'.
+template <int D>
+__device__ __noinline__ void transform_query(const Queries & queries, const Space & space, int lane, float * to) {
+    float x[Shape<D>::kQuarter];
+    load_query<D>(queries, space.divisor, lane, x);
     if (space.rotate) {
         quad_hadamard<2>(x, D & -D, rsqrtf(float(D & -D)));
+    }
+#pragma unroll
+    for (int i = 0; i < Shape<D>::kQuarter; ++i) {
+        to[i] = x[i];
+    }
+}
+
+template <int D>
+__device__ __forceinline__ void stored_query(const Queries & queries, const Space & space, int lane,
+                                             float (&x)[Shape<D>::kQuarter]) {
+    if (space.divisor == queries.home.divisor && space.rotate == queries.home.rotate) {
+#pragma unroll
+        for (int i = 0; i < Shape<D>::kSteps; ++i) {
+            const float4 v = in_shared<float4>(queries.stored + (i * kLanes + lane) * 16);
+            x[4 * i] = v.x;
+            x[4 * i + 1] = v.y;
+            x[4 * i + 2] = v.z;
+            x[4 * i + 3] = v.w;
+        }
+    } else {
+        float own[Shape<D>::kQuarter];
+        transform_query<D>(queries, space, lane, own);
+#pragma unroll
+        for (int i = 0; i < Shape<D>::kQuarter; ++i) {
+            x[i] = own[i];
+        }
     }
 }
 
@@ -145,7 +166,7 @@ __device__ __forceinline__ void fold_nothing(float (&x)[Shape<D>::kQuarter], Key
 // Makes the query for a block, unless the last one serves.
 template <int D>
 __device__ __forceinline__ void prepare_query(const Queries & queries, const HeadRecord & r, const BlockRef & ref,
-                                              const uint8_t * part, int lane, KeyQuery<D> & a) {
+                                              uint32_t slot, int lane, KeyQuery<D> & a) {
     const bool by_token = r.k_scope == GGML_ZIPCACHE_SCOPE_TOKEN, by_group = r.k_scope == GGML_ZIPCACHE_SCOPE_GROUP;
     const uint32_t key = uint32_t(ref.segment) << 8 | (by_token ? 0xFFu : ref.tier);
     if (key == a.key && !by_group) {
@@ -159,7 +180,8 @@ __device__ __forceinline__ void prepare_query(const Queries & queries, const Hea
         return;
     }
     const int set = r.k_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR ? ref.tier * D * 4 : 0;
-    fold_channels<D>(r, by_group ? part + ref.k_params * kAlign : r.k_params + set, ref.tier, ref.k_bits, lane, x, a);
+    fold_channels<D>(r, by_group ? shared_bytes() + slot + ref.k_params * kAlign : r.k_params + set, ref.tier,
+                     ref.k_bits, lane, x, a);
 }
 
 // Integer products of 16 places with the query: c [tile of 8 places].
@@ -180,89 +202,78 @@ __device__ __forceinline__ void multiply_step(const KeyQuery<D> & a, const uint3
     }
 }
 
-// s [16]: the logit of place 8 (i / 2) + 2 quarter + i % 2 at [i]; of places beyond the block anything.
+// Sums over channels of the query times parameters of tokens: of two tiles' places 2 quarter and + 1.
 template <int D>
-__device__ __forceinline__ void channel_logits(const KeyQuery<D> & a, const BlockRef & ref, const uint8_t * part,
-                                               int n_steps, int lane, float (&s)[16]) {
-    with_bits(ref.k_bits, [&](auto bits) {
+__device__ __forceinline__ void weigh_tokens(const KeyQuery<D> & a, const HeadRecord & r, const BlockRef & ref,
+                                             uint32_t slot, int n_places, int first,
+                                             const uint32_t (&b)[Shape<D>::kRegs], float (&s)[4]) {
+    const int block = r.k_block;
+    const uint8_t * data = r.k_shared_heads ? reinterpret_cast<const uint8_t *>(r.k_shared + ref.place)
+                                            : shared_bytes() + slot + ref.k_params * kAlign;
+    const TokenParams params = token_params(data, r.k_kind, block >= D ? n_places : D / block * n_places,
+                                            r.units.k_range, r.k_shrink[ref.tier], ref.k_bits);
+    if (block >= D) {
+        float sum = 0;
 #pragma unroll
-        for (int step = 0; step < 4; ++step) {
-            if (step < n_steps) {
-                uint32_t b[Shape<D>::kRegs];
-                unpack<decltype(bits)::value, D>(part, n_steps, step, lane, 0, b);
-                int c[2][4] = {};
-                multiply_step<D>(a, b, c);
+        for (int i = 0; i < (D + 31) / 32; ++i) {
+            sum += a.sums[i];
+        }
+        int c[2][4] = {};
+        multiply_step<D>(a, b, c);
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    s[step * 4 + i] = fmaf(whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]), a.unit, a.offset);
+        for (int i = 0; i < 4; ++i) {
+            const Param p = params.at(first + i);
+            s[i] = fmaf(whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]) * a.unit, p.scale, p.min * sum);
+        }
+    } else if constexpr (D % 32 == 0) {
+#pragma unroll
+        for (int i = 0; i < Shape<D>::kSteps; i += 2) {
+#pragma unroll
+            for (int tile = 0; tile < 2; ++tile) {
+                int c[4] = {};
+                const int at = tile * Shape<D>::kSteps + i;
+                mma_k32(c, a.high[i], a.low[i], a.high[i + 1], a.low[i + 1], b[at], b[at + 1]);
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    const Param p = params.at(i * 16 / block * n_places + first + tile * 2 + e);
+                    const float own = fmaf(whole(c[e], c[e + 2]) * a.unit, p.scale, p.min * a.sums[i / 2]);
+                    s[tile * 2 + e] = i == 0 ? own : s[tile * 2 + e] + own;
                 }
             }
         }
-    });
-}
-
-// Calls body(number, products) for each 32 channels of a tile.
-template <int D, class Body>
-__device__ __forceinline__ void for_channels(const KeyQuery<D> & a, const uint32_t (&b)[Shape<D>::kRegs], int tile,
-                                             Body && body) {
-#pragma unroll
-    for (int i = 0; i < Shape<D>::kSteps; i += 2) {
-        int c[4] = {};
-        const int at = tile * Shape<D>::kSteps + i;
-        mma_k32(c, a.high[i], a.low[i], a.high[i + 1], a.low[i + 1], b[at], b[at + 1]);
-        body(i / 2, c);
     }
 }
 
-// The same where tokens have parameters of their own, by 32 or more channels.
+// s [16]: the logit of place 8 (i / 2) + 2 quarter + i % 2 at [i]; -inf beyond the block's steps of 16 places.
 template <int D>
-__device__ __forceinline__ void token_logits(const KeyQuery<D> & a, const HeadRecord & r, const BlockRef & ref,
-                                             const uint8_t * part, int n_steps, int lane, float (&s)[16]) {
+__device__ __forceinline__ void key_logits(const KeyQuery<D> & a, const HeadRecord & r, const BlockRef & ref,
+                                           uint32_t slot, int n_steps, int lane, float (&s)[16]) {
+    const bool by_token = r.k_scope == GGML_ZIPCACHE_SCOPE_TOKEN;
     const int n_places = n_steps * kStep, own = (lane % 4) * (n_places / 4);
-    const bool whole_row = r.k_block >= D;
-    const int n = whole_row ? n_places : D / r.k_block * n_places;
-    const uint8_t * data =
-        r.k_shared_heads ? reinterpret_cast<const uint8_t *>(r.k_shared + ref.place) : part + ref.k_params * kAlign;
-    const TokenParams params = token_params(data, r.k_kind, n, r.units.k_range, r.k_shrink[ref.tier], ref.k_bits);
-    with_bits(ref.k_bits, [&](auto bits) {
 #pragma unroll
-        for (int step = 0; step < 4; ++step) {
-            if (step < n_steps) {
-                uint32_t b[Shape<D>::kRegs];
-                unpack<decltype(bits)::value, D>(part, n_steps, step, lane, 0, b);
-                if (whole_row) {
-                    float sum = 0;
+    for (int i = 0; i < 16; ++i) {
+        s[i] = -INFINITY;
+    }
+#pragma unroll 1
+    for (int step = 0; step < n_steps; ++step) {
+        uint32_t b[Shape<D>::kRegs];
+        unpack<D>(ref.k_bits, slot, n_steps, step, lane, b);
+        float own_s[4];
+        if (by_token) {
+            weigh_tokens<D>(a, r, ref, slot, n_places, own + step * 4, b, own_s);
+        } else {
+            int c[2][4] = {};
+            multiply_step<D>(a, b, c);
 #pragma unroll
-                    for (int i = 0; i < (D + 31) / 32; ++i) {
-                        sum += a.sums[i];
-                    }
-                    int c[2][4] = {};
-                    multiply_step<D>(a, b, c);
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        const Param p = params.at(own + step * 4 + i);
-                        s[step * 4 + i] =
-                            fmaf(whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]) * a.unit, p.scale, p.min * sum);
-                    }
-                } else if constexpr (D % 32 == 0) {
-#pragma unroll
-                    for (int tile = 0; tile < 2; ++tile) {
-                        float sum[2] = {};
-                        for_channels<D>(a, b, tile, [&](int block, const int (&c)[4]) {
-#pragma unroll
-                            for (int e = 0; e < 2; ++e) {
-                                const Param p =
-                                    params.at(block * 32 / r.k_block * n_places + own + step * 4 + tile * 2 + e);
-                                sum[e] += fmaf(whole(c[e], c[e + 2]) * a.unit, p.scale, p.min * a.sums[block]);
-                            }
-                        });
-                        s[step * 4 + tile * 2] = sum[0];
-                        s[step * 4 + tile * 2 + 1] = sum[1];
-                    }
-                }
+            for (int i = 0; i < 4; ++i) {
+                own_s[i] = fmaf(whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]), a.unit, a.offset);
             }
         }
-    });
+#pragma unroll
+        for (int i = 0; i < 16; ++i) {  // the loop is not unrolled, so the place is chosen
+            s[i] = i / 4 == step ? own_s[i % 4] : s[i];
+        }
+    }
 }
 
 // What is padding or not seen has the logit -inf.

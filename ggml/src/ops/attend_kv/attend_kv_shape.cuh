@@ -10,8 +10,8 @@ namespace zipcache::cuda {
 
 constexpr int kWindowTokens = 32;  // of a unit
 constexpr float kMost = 32000;     // of a query or a probability as an integer of 16 bits
-constexpr float kMagic =
-    12582912 + 128;  // 1.5 * 2^23: a float's low bits are then an integer; 128 rounds its high byte
+// 1.5 * 2^23: a float's low bits are then an integer; 128 rounds its high byte
+constexpr float kMagic = 12582912 + 128;
 constexpr float kTop = format::kTopRange;
 constexpr float kLog2e = 1.4426950408889634f;
 
@@ -20,8 +20,7 @@ struct Shape {
     static constexpr int kRegs = D / 8;     // of 16 places; also the tiles of 8 channels
     static constexpr int kSteps = D / 16;   // of 16 channels
     static constexpr int kQuarter = D / 4;  // channels of a lane
-    static constexpr int kSlot =
-        72 * D;  // bytes that half a unit takes at most: 8-bit codes, parameters by 32 channels
+    static constexpr int kSlot = 72 * D;    // bytes of half a unit: 8-bit codes, parameters by 32 channels
     static constexpr int kWarps = D >= 256 ? 6 : D >= 128 ? 12 : 16;  // at most: as many as shared memory takes
     static constexpr int kRedStride = D + 8;                          // floats; spreads the rows over the banks
     static constexpr int kQueries = kRows * D * int(sizeof(float));
@@ -45,100 +44,98 @@ __device__ __forceinline__ float range_at(uint32_t word, int i) {
     return __uint_as_float((__byte_perm(word, 0, 0x4440 + i) << 19) + (127u << 23)) - 1.0f;
 }
 
-__device__ __forceinline__ float signed_at(uint32_t word, int i) {
-    return static_cast<float>(static_cast<int8_t>(word >> (8 * i)));
-}
-
 // Halves of a 16-bit integer meet the codes in rows of their own.
 __device__ __forceinline__ float whole(int high, int low) {
     return static_cast<float>(high * 256 + low);
 }
 
+// The dynamic shared memory by byte offsets: a pointer that went through a struct is no longer known to be shared.
+__device__ __forceinline__ uint8_t * shared_bytes() {
+    extern __shared__ __align__(128) uint8_t shared_memory[];
+    return shared_memory;
+}
+
+template <class T>
+__device__ __forceinline__ const T & in_shared(uint32_t offset) {
+    return *reinterpret_cast<const T *>(shared_bytes() + offset);
+}
+
+// A lane's words of 16 places of a plane.
 template <int W, int D>
-struct Words {
-    static constexpr int kN = lane_words(D, W), kV = vector_words(kN);
-
-    // The one that holds register `reg`, of 16 places. Neighbouring calls share loads.
-    static __device__ __forceinline__ uint32_t at(const uint8_t * plane, int step, int lane, int reg) {
-        const int word = reg / (8 / W);
-        const auto * from = plane + ((step * (kN / kV) + word / kV) * kLanes + lane) * (kV * 4);
+__device__ __forceinline__ void load_words(uint32_t plane, int step, int lane, uint32_t (&words)[lane_words(D, W)]) {
+    constexpr int kN = lane_words(D, W), kV = vector_words(kN);
+    const uint32_t at = plane + (step * kN * kLanes + lane * kV) * 4;
+#pragma unroll
+    for (int i = 0; i < kN; i += kV) {
         if constexpr (kV == 4) {
-            const uint4 v = *reinterpret_cast<const uint4 *>(from);
-            return word % 4 == 0 ? v.x : word % 4 == 1 ? v.y : word % 4 == 2 ? v.z : v.w;
+            const uint4 v = in_shared<uint4>(at + i * kLanes * 4);
+            words[i] = v.x;
+            words[i + 1] = v.y;
+            words[i + 2] = v.z;
+            words[i + 3] = v.w;
         } else if constexpr (kV == 2) {
-            const uint2 v = *reinterpret_cast<const uint2 *>(from);
-            return word % 2 == 0 ? v.x : v.y;
+            const uint2 v = in_shared<uint2>(at + i * kLanes * 4);
+            words[i] = v.x;
+            words[i + 1] = v.y;
         } else {
-            return *reinterpret_cast<const uint32_t *>(from);
+            words[i] = in_shared<uint32_t>(at + i * kLanes * 4);
         }
     }
-};
-
-template <int Width>
-__device__ __forceinline__ uint32_t bits_at(uint32_t word, int reg, int low) {
-    constexpr uint32_t kMask = 0x01010101u * ((1u << Width) - 1);
-    const int shift = reg % (8 / Width) * Width - low;
-    return (shift >= 0 ? word >> shift : word << -shift) & (kMask << low);
 }
 
-// Registers [first, first + N) of 16 places of codes of Bits bits; n_steps: 16 places each, that the block has.
-template <int Bits, int D, int N>
-__device__ __forceinline__ void unpack(const uint8_t * codes, int n_steps, int step, int lane, int first,
-                                       uint32_t (&regs)[N]) {
+// Adds the codes of a plane to the registers, its bits from `low` on.
+template <int W, int D>
+__device__ __forceinline__ void add_plane(uint32_t plane, int step, int lane, int low,
+                                          uint32_t (&regs)[Shape<D>::kRegs]) {
+    constexpr uint32_t kMask = 0x01010101u * ((1u << W) - 1);
+    uint32_t words[lane_words(D, W)];
+    load_words<W, D>(plane, step, lane, words);
+#pragma unroll
+    for (int i = 0; i < Shape<D>::kRegs; ++i) {
+        const uint32_t word = words[i / (8 / W)];
+        const int shift = i % (8 / W) * W - low;
+        regs[i] |= (shift >= 0 ? word >> shift : word << -shift) & (kMask << low);
+    }
+}
+
+template <int Bits, int D>
+__device__ __forceinline__ void unpack_bits(uint32_t codes, int n_steps, int step, int lane,
+                                            uint32_t (&regs)[Shape<D>::kRegs]) {
     if constexpr (Bits == 8) {
+        load_words<8, D>(codes, step, lane, regs);
+    } else {
+        constexpr bool k4 = Bits & 4, k2 = Bits & 2, k1 = Bits & 1;
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
-            regs[i] = Words<8, D>::at(codes, step, lane, first + i);
+        for (int i = 0; i < Shape<D>::kRegs; ++i) {
+            regs[i] = 0;
         }
-        return;
-    }
-    const uint8_t * plane = codes;
-    constexpr bool k4 = Bits & 4, k2 = Bits & 2, k1 = Bits & 1;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-        regs[i] = 0;
-    }
-    if constexpr (k4) {
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-            regs[i] = bits_at<4>(Words<4, D>::at(plane, step, lane, first + i), first + i, 0);
+        if constexpr (k4) {
+            add_plane<4, D>(codes, step, lane, 0, regs);
+            codes += n_steps * lane_words(D, 4) * kLanes * 4;
         }
-        plane += n_steps * lane_words(D, 4) * kLanes * 4;
-    }
-    if constexpr (k2) {
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-            regs[i] |= bits_at<2>(Words<2, D>::at(plane, step, lane, first + i), first + i, k4 ? 4 : 0);
+        if constexpr (k2) {
+            add_plane<2, D>(codes, step, lane, k4 ? 4 : 0, regs);
+            codes += n_steps * lane_words(D, 2) * kLanes * 4;
         }
-        plane += n_steps * lane_words(D, 2) * kLanes * 4;
-    }
-    if constexpr (k1) {
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-            regs[i] |=
-                bits_at<1>(Words<1, D>::at(plane, step, lane, first + i), first + i, (k4 ? 4 : 0) + (k2 ? 2 : 0));
+        if constexpr (k1) {
+            add_plane<1, D>(codes, step, lane, (k4 ? 4 : 0) + (k2 ? 2 : 0), regs);
         }
     }
 }
 
-// Calls body(Int<bits>) with the code's length as a constant.
-template <int N>
-struct Int {
-    static constexpr int value = N;
-};
-
-template <class Body>
-__device__ __forceinline__ void with_bits(int bits, Body && body) {
+// The registers of places [16 step, 16 step + 16) of a block of n_steps times 16.
+template <int D>
+__device__ __forceinline__ void unpack(int bits, uint32_t codes, int n_steps, int step, int lane,
+                                       uint32_t (&regs)[Shape<D>::kRegs]) {
     switch (bits) {
-        case 1: body(Int<1>()); break;
-        case 2: body(Int<2>()); break;
-        case 3: body(Int<3>()); break;
-        case 4: body(Int<4>()); break;
-        case 5: body(Int<5>()); break;
-        case 6: body(Int<6>()); break;
-        case 7: body(Int<7>()); break;
-        case 8: body(Int<8>()); break;
-        default: break;
+        case 1: unpack_bits<1, D>(codes, n_steps, step, lane, regs); break;
+        case 2: unpack_bits<2, D>(codes, n_steps, step, lane, regs); break;
+        case 3: unpack_bits<3, D>(codes, n_steps, step, lane, regs); break;
+        case 4: unpack_bits<4, D>(codes, n_steps, step, lane, regs); break;
+        case 5: unpack_bits<5, D>(codes, n_steps, step, lane, regs); break;
+        case 6: unpack_bits<6, D>(codes, n_steps, step, lane, regs); break;
+        case 7: unpack_bits<7, D>(codes, n_steps, step, lane, regs); break;
+        default: unpack_bits<8, D>(codes, n_steps, step, lane, regs); break;
     }
 }
 
@@ -152,7 +149,8 @@ struct TokenParams {
     int kind, n;                  // entries
     float unit, step, low, bias;  // of the range; shrink / (2^b - 1); shrink / 2; 2^(b - 1)
 
-    __device__ __forceinline__ Param at(int i) const {
+    // A call, not inlined: formats that need it many times are rare, and code that is not run has its cost.
+    __device__ __noinline__ Param at(int i) const {
         if (kind == GGML_ZIPCACHE_PARAMS_F16_PAIR) {
             const float2 p = __half22float2(reinterpret_cast<const __half2 *>(data)[i]);
             return {p.x, p.y};

@@ -4,6 +4,33 @@
 
 namespace zipcache::cuda {
 
+// x: channel 8 i + 2 quarter + e at [2 i + e], of one space of stored values, to another.
+template <int D>
+__device__ __noinline__ void change_space(float * x, const Space & from, const Space & to, int lane) {
+    constexpr int kN = Shape<D>::kQuarter, kSize = D & -D;
+    float y[kN];
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+        y[i] = x[i];
+    }
+    for (int half = 0; half < 2; ++half) {  // out of one, into the other
+        if (half == 0 ? from.rotate : to.rotate) {
+            quad_hadamard<1>(y, kSize, rsqrtf(float(kSize)));
+        }
+        if (half == 0) {
+#pragma unroll
+            for (int i = 0; i < kN; ++i) {
+                const int channel = 8 * (i / 2) + lane % 4 * 2 + i % 2;
+                y[i] *= (from.divisor ? from.divisor[channel] : 1.0f) / (to.divisor ? to.divisor[channel] : 1.0f);
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+        x[i] = y[i];
+    }
+}
+
 // What a warp has of an item: one query head in each four lanes, channel 8 i + 2 quarter + e at [2 i + e].
 template <int D>
 struct Sums {
@@ -27,27 +54,17 @@ struct Sums {
         if (space.divisor == to.divisor && space.rotate == to.rotate) {
             return;
         }
-        constexpr int kSize = D & -D;
+        float x[Shape<D>::kQuarter];
 #pragma unroll
         for (int i = 0; i < Shape<D>::kQuarter; ++i) {
-            out[i] += offset;
+            x[i] = out[i] + offset;
+        }
+        change_space<D>(x, space, to, lane);
+#pragma unroll
+        for (int i = 0; i < Shape<D>::kQuarter; ++i) {
+            out[i] = x[i];
         }
         offset = 0;
-        if (space.rotate) {
-            quad_hadamard<1>(out, kSize, rsqrtf(float(kSize)));
-        }
-#pragma unroll
-        for (int i = 0; i < Shape<D>::kRegs; ++i) {
-            const int channel = 8 * i + lane % 4 * 2;
-            const float2 from =
-                space.divisor ? *reinterpret_cast<const float2 *>(space.divisor + channel) : float2{1, 1};
-            const float2 into = to.divisor ? *reinterpret_cast<const float2 *>(to.divisor + channel) : float2{1, 1};
-            out[2 * i] *= from.x / into.x;
-            out[2 * i + 1] *= from.y / into.y;
-        }
-        if (to.rotate) {
-            quad_hadamard<1>(out, kSize, rsqrtf(float(kSize)));
-        }
         space = to;
     }
 };
@@ -99,39 +116,36 @@ struct WeightQuery {
             pack_bytes(v, high[step], low[step]);
         }
     }
+    // chosen, not indexed: registers have no addresses
+    __device__ __forceinline__ uint32_t high_of(int step) const {
+        return step == 0 ? high[0] : step == 1 ? high[1] : step == 2 ? high[2] : high[3];
+    }
+    __device__ __forceinline__ uint32_t low_of(int step) const {
+        return step == 0 ? low[0] : step == 1 ? low[1] : step == 2 ? low[2] : low[3];
+    }
     __device__ __forceinline__ void multiply(int (&c)[4], const uint32_t (&b)[4]) const {
         mma_k32(c, high[0], low[0], high[1], low[1], b[0], b[1]);
         mma_k32(c, high[2], low[2], high[3], low[3], b[2], b[3]);
     }
 };
 
-// Integer products of the weights with codes of tiles [First, First + N) of 8 channels: c [N].
-template <int D, int First, int N>
-__device__ __forceinline__ void multiply_tiles(const WeightQuery & w, int bits, const uint8_t * codes, int n_steps,
-                                               int lane, int (&c)[N][4]) {
-    with_bits(bits, [&](auto n_bits) {
-        uint32_t b[4][N] = {};
+// Integer products of the weights with all tiles of 8 channels.
+template <int D>
+__device__ __forceinline__ void multiply_values(const WeightQuery & w, int bits, uint32_t slot, int n_steps, int lane,
+                                                int (&c)[Shape<D>::kRegs][4]) {
 #pragma unroll
-        for (int step = 0; step < 4; ++step) {
-            if (step < n_steps) {
-                unpack<decltype(n_bits)::value, D>(codes, n_steps, step, lane, First, b[step]);
-            }
-        }
+    for (int i = 0; i < Shape<D>::kRegs; ++i) {
+        c[i][0] = c[i][1] = c[i][2] = c[i][3] = 0;
+    }
+#pragma unroll 1
+    for (int step = 0; step < n_steps; ++step) {
+        uint32_t b[Shape<D>::kRegs];
+        unpack<D>(bits, slot, n_steps, step, lane, b);
+        const uint32_t high = w.high_of(step), low = w.low_of(step);
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
-            const uint32_t column[4] = {b[0][i], b[1][i], b[2][i], b[3][i]};
-            w.multiply(c[i], column);
+        for (int i = 0; i < Shape<D>::kRegs; ++i) {
+            mma_k16(c[i], high, low, b[i]);
         }
-    });
-}
-
-// Runs body(Int<first tile>, Int<number>) for chunks of up to 32 channels.
-template <int D, int First, class Body>
-__device__ __forceinline__ void for_chunks(Body && body) {
-    constexpr int kN = Shape<D>::kRegs - First < 4 ? Shape<D>::kRegs - First : 4;
-    body(Int<First>(), Int<kN>());
-    if constexpr (First + kN < Shape<D>::kRegs) {
-        for_chunks<D, First + kN>(body);
     }
 }
 
@@ -139,24 +153,30 @@ __device__ __forceinline__ void for_chunks(Body && body) {
 struct ValueBlock {
     const HeadRecord & r;
     const BlockRef & ref;
-    const uint8_t * part;  // shared: codes, then parameters
-    int n_steps;           // of 16 places
+    uint32_t slot;  // offset in shared memory: codes, then parameters
+    int n_steps;    // of 16 places
 
-    __device__ __forceinline__ const uint8_t * params() const { return part + (ref.v_params - ref.v_codes) * kAlign; }
+    __device__ __forceinline__ uint32_t params() const { return slot + (ref.v_params - ref.v_codes) * kAlign; }
     __device__ __forceinline__ float shrink() const { return r.v_shrink[ref.tier]; }
+    __device__ __forceinline__ float levels() const { return float((1 << ref.v_bits) - 1); }
+};
+
+// The weights of a set of parameters as integers, and what makes values of their products with codes.
+struct Weighing {
+    WeightQuery query;
+    float unit;    // of a product
+    float offset;  // of each channel
 };
 
 // Sums of the weights, and of the weights times the middles plus 128, by the same multiplication as the codes.
-__device__ __forceinline__ void weigh_middles(const WeightQuery & w, const uint8_t * middles, int n_steps, int lane,
+__device__ __forceinline__ void weigh_middles(const WeightQuery & w, bool pair, uint32_t middles, int n_steps, int lane,
                                               float & ones, float & with_middle) {
     uint32_t column[4] = {};
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-        if (step < n_steps) {
-            const uint32_t m =
-                middles ? *reinterpret_cast<const uint32_t *>(middles + (lane % 4 * n_steps + step) * 4) : 0;
-            column[step] = lane / 4 == 0 ? m ^ 0x80808080u : lane / 4 == 1 ? 0x01010101u : 0;
-        }
+        const bool used = pair && step < n_steps;
+        const uint32_t m = used ? in_shared<uint32_t>(middles + (lane % 4 * n_steps + step) * 4) : 0;
+        column[step] = lane / 4 == 0 ? m ^ 0x80808080u : lane / 4 == 1 ? 0x01010101u : 0;
     }
     int c[4] = {};
     w.multiply(c, column);
@@ -165,126 +185,120 @@ __device__ __forceinline__ void weigh_middles(const WeightQuery & w, const uint8
 }
 
 // Tokens' 8-bit parameters for all channels: the recipe of `auto`.
-template <int D>
-__device__ __forceinline__ void add_f8_tokens(const ValueBlock & block, float (&s)[16], float own, int lane,
-                                              Sums<D> & sums) {
+__device__ __forceinline__ void weigh_f8(const ValueBlock & block, const float (&s)[16], float own, int lane,
+                                         Weighing & to) {
     const int n = block.n_steps;
-    const uint8_t * ranges = block.params();
+    const uint32_t ranges = block.params();
     float w[16];
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-        const uint32_t word = step < n ? *reinterpret_cast<const uint32_t *>(ranges + (lane % 4 * n + step) * 4) : 0;
+        const uint32_t word = step < n ? in_shared<uint32_t>(ranges + (lane % 4 * n + step) * 4) : 0;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             w[4 * step + i] = s[4 * step + i] * (kMost / kTop) * range_at(word, i);
         }
     }
-    WeightQuery query;
-    query.pack(w);
+    to.query.pack(w);
     const bool pair = block.r.v_kind == GGML_ZIPCACHE_PARAMS_F8_PAIR;
     float ones, with_middle;
-    weigh_middles(query, pair ? ranges + n * kStep : nullptr, n, lane, ones, with_middle);
+    weigh_middles(to.query, pair, ranges + n * kStep, n, lane, ones, with_middle);
     const float unit = own * (kTop / kMost) * block.r.units.v_range;
     const float middle = pair ? (with_middle - 128 * ones) * (1.0f / 256) : 0.0f;
-    sums.offset += unit * (middle - block.shrink() / 2 * ones);
-    const float step_size = unit * block.shrink() / float((1 << block.ref.v_bits) - 1);
-    for_chunks<D, 0>([&](auto first, auto count) {
-        int c[decltype(count)::value][4] = {};
-        multiply_tiles<D, decltype(first)::value>(query, block.ref.v_bits, block.part, n, lane, c);
-#pragma unroll
-        for (int i = 0; i < decltype(count)::value; ++i) {
-            float * out = &sums.out[2 * (decltype(first)::value + i)];
-            out[0] = fmaf(whole(c[i][0], c[i][2]), step_size, out[0]);
-            out[1] = fmaf(whole(c[i][1], c[i][3]), step_size, out[1]);
-        }
-    });
+    to.offset = unit * (middle - block.shrink() / 2 * ones);
+    to.unit = unit * block.shrink() / block.levels();
 }
 
-// Any parameters of tokens, for `block` channels each. The weights of a set of parameters are packed anew.
-template <int D>
-__device__ __forceinline__ void add_tokens(const ValueBlock & block, const float (&s)[16], float own, int lane,
-                                           Sums<D> & sums) {
-    const int n_places = block.n_steps * kStep, first_place = (lane % 4) * (n_places / 4);
-    const int n_sets = D / block.r.v_block;
-    const uint8_t * data =
-        block.r.v_shared_heads ? reinterpret_cast<const uint8_t *>(block.r.v_shared + block.ref.place) : block.params();
-    const TokenParams params =
-        token_params(data, block.r.v_kind, n_sets * n_places, block.r.units.v_range, block.shrink(), block.ref.v_bits);
-    WeightQuery query;
-    float unit = 0, offset = 0;
-    int packed = -1;
-    for_chunks<D, 0>([&](auto first, auto count) {
-        constexpr int kFirst = decltype(first)::value, kCount = decltype(count)::value;
-        const int set = n_sets == 1 ? 0 : kFirst * 8 / block.r.v_block;
-        if (set != packed) {
-            packed = set;
-            float w[16], most = 0;
-            offset = 0;
+// Scales w [16] to the integers' range.
+__device__ __forceinline__ void pack_scaled(float (&w)[16], float own, Weighing & to) {
+    float most = 0;
 #pragma unroll
-            for (int i = 0; i < 16; ++i) {
-                const Param p = i < n_places / 4 ? params.at(set * n_places + first_place + i) : Param{0, 0};
-                w[i] = s[i] * p.scale;
-                most = fmaxf(most, fabsf(w[i]));
-                offset = fmaf(s[i], p.min, offset);
-            }
-            most = quad_max(most);
-            offset = quad_sum(offset) * own;
-            const float up = most > 0 ? kMost / most : 0;
+    for (int i = 0; i < 16; ++i) {
+        most = fmaxf(most, fabsf(w[i]));
+    }
+    most = quad_max(most);
+    const float up = most > 0 ? kMost / most : 0;
 #pragma unroll
-            for (int i = 0; i < 16; ++i) {
-                w[i] *= up;
-            }
-            query.pack(w);
-            unit = most / kMost * own;
-        }
-        int c[kCount][4] = {};
-        multiply_tiles<D, kFirst>(query, block.ref.v_bits, block.part, block.n_steps, lane, c);
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-            float * out = &sums.out[2 * (kFirst + i)];
-            out[0] += fmaf(whole(c[i][0], c[i][2]), unit, offset);
-            out[1] += fmaf(whole(c[i][1], c[i][3]), unit, offset);
-        }
-    });
+    for (int i = 0; i < 16; ++i) {
+        w[i] *= up;
+    }
+    to.query.pack(w);
+    to.unit = most / kMost * own;
 }
 
-// Channels' parameters: they scale what the weights alone gave. total: of the weights.
+// Tokens' f16 pairs for all channels, which copy() put into the slot: the policy zipcache.
+__device__ __forceinline__ void weigh_pairs(const ValueBlock & block, const float (&s)[16], float own, int lane,
+                                            Weighing & to) {
+    float w[16], offset = 0;
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+        uint4 v = {};
+        if (step < block.n_steps) {
+            v = in_shared<uint4>(block.params() + (lane % 4 * block.n_steps + step) * 16);
+        }
+        const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float2 p = __half22float2(*reinterpret_cast<const __half2 *>(&words[i]));
+            w[4 * step + i] = s[4 * step + i] * p.x;
+            offset = fmaf(s[4 * step + i], p.y, offset);
+        }
+    }
+    pack_scaled(w, own, to);
+    to.offset = quad_sum(offset) * own;
+}
+
+// Any other parameters of tokens, of one set of channels.
+__device__ __forceinline__ void weigh_any(const ValueBlock & block, int n_sets, int set, const float (&s)[16],
+                                          float own, int lane, Weighing & to) {
+    const int n_places = block.n_steps * kStep, first = set * n_places + (lane % 4) * (n_places / 4);
+    const TokenParams params = token_params(shared_bytes() + block.params(), block.r.v_kind, n_sets * n_places,
+                                            block.r.units.v_range, block.shrink(), block.ref.v_bits);
+    float w[16], offset = 0;
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+        const Param p = i < n_places / 4 ? params.at(first + i) : Param{0, 0};
+        w[i] = s[i] * p.scale;
+        offset = fmaf(s[i], p.min, offset);
+    }
+    pack_scaled(w, own, to);
+    to.offset = quad_sum(offset) * own;
+}
+
+// The parameters of a channel of values: of scope segment or group.
+__device__ __forceinline__ Param channel_param(const ValueBlock & block, const uint8_t * params, int at, int dim) {
+    const auto & r = block.r;
+    if (r.v_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR) {
+        const float2 p = __half22float2(reinterpret_cast<const __half2 *>(params)[at]);
+        return {p.x, p.y};
+    }
+    const float range = range_at(params[at], 0) * r.units.v_range;
+    return {range * block.shrink() / block.levels(),
+            float(static_cast<int8_t>(params[dim + at])) * r.units.v_mid - range * (block.shrink() / 2)};
+}
+
+// Channels' parameters scale what the weights alone gave. total: of the weights.
 template <int D>
 __device__ __forceinline__ void add_channels(const ValueBlock & block, const float (&s)[16], float own, float total,
                                              int lane, Sums<D> & sums) {
     const auto & r = block.r;
-    const bool f16 = r.v_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR;
+    const int set = r.v_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR ? block.ref.tier * D * 4 : 0;
     const uint8_t * params =
-        r.v_scope == GGML_ZIPCACHE_SCOPE_GROUP ? block.params() : r.v_params + (f16 ? block.ref.tier * D * 4 : 0);
+        r.v_scope == GGML_ZIPCACHE_SCOPE_GROUP ? shared_bytes() + block.params() : r.v_params + set;
     float w[16];
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
-        w[i] = s[i] * kMost;
+        w[i] = s[i];
     }
-    WeightQuery query;
-    query.pack(w);
-    const float unit = own / kMost, levels = float((1 << block.ref.v_bits) - 1);
-    for_chunks<D, 0>([&](auto first, auto count) {
-        constexpr int kFirst = decltype(first)::value, kCount = decltype(count)::value;
-        int c[kCount][4] = {};
-        multiply_tiles<D, kFirst>(query, block.ref.v_bits, block.part, block.n_steps, lane, c);
+    Weighing weighing;
+    pack_scaled(w, own, weighing);
+    int c[Shape<D>::kRegs][4];
+    multiply_values<D>(weighing.query, block.ref.v_bits, block.slot, block.n_steps, lane, c);
 #pragma unroll
-        for (int i = 0; i < 2 * kCount; ++i) {
-            const int at = channel_index(8 * (kFirst + i / 2) + lane % 4 * 2 + i % 2, D);
-            float scale, min;
-            if (f16) {
-                const float2 p = __half22float2(reinterpret_cast<const __half2 *>(params)[at]);
-                scale = p.x;
-                min = p.y;
-            } else {
-                const float range = range_at(params[at], 0) * r.units.v_range;
-                scale = range * block.shrink() / levels;
-                min = float(static_cast<int8_t>(params[D + at])) * r.units.v_mid - range * (block.shrink() / 2);
-            }
-            const float product = whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]) * unit;
-            sums.out[2 * kFirst + i] += fmaf(product, scale, min * total * own);
-        }
-    });
+    for (int i = 0; i < Shape<D>::kQuarter; ++i) {
+        const Param p = channel_param(block, params, channel_index(8 * (i / 2) + lane % 4 * 2 + i % 2, D), D);
+        const float product = whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]) * weighing.unit;
+        sums.out[i] += fmaf(product, p.scale, p.min * total * own);
+    }
 }
 
 // Adds a block's values by its logits. s is used up.
@@ -297,13 +311,38 @@ __device__ __forceinline__ void add_values(const ValueBlock & block, float (&s)[
     if (block.ref.v_bits == 0) {
         return;
     }
-    const bool f8 = r.v_kind == GGML_ZIPCACHE_PARAMS_F8_PAIR || r.v_kind == GGML_ZIPCACHE_PARAMS_F8_SCALE;
     if (r.v_scope != GGML_ZIPCACHE_SCOPE_TOKEN) {
         add_channels<D>(block, s, own, total, lane, sums);
-    } else if (f8 && r.v_block >= D) {
-        add_f8_tokens<D>(block, s, own, lane, sums);
-    } else {
-        add_tokens<D>(block, s, own, lane, sums);
+        return;
+    }
+    const bool f8 = r.v_kind == GGML_ZIPCACHE_PARAMS_F8_PAIR || r.v_kind == GGML_ZIPCACHE_PARAMS_F8_SCALE;
+    const int n_sets = D / r.v_block;
+#pragma unroll 1
+    for (int set = 0; set < n_sets; ++set) {
+        Weighing w;
+        if (n_sets == 1 && f8) {
+            weigh_f8(block, s, own, lane, w);
+        } else if (n_sets == 1 && r.v_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR) {
+            weigh_pairs(block, s, own, lane, w);
+        } else {
+            weigh_any(block, n_sets, set, s, own, lane, w);
+        }
+        int c[Shape<D>::kRegs][4];
+        multiply_values<D>(w.query, block.ref.v_bits, block.slot, block.n_steps, lane, c);
+        if (n_sets == 1) {
+            sums.offset += w.offset;
+#pragma unroll
+            for (int i = 0; i < Shape<D>::kQuarter; ++i) {
+                sums.out[i] = fmaf(whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]), w.unit, sums.out[i]);
+            }
+            return;
+        }
+        // all are multiplied and one set is used: the loop stays short, and such formats are rare
+#pragma unroll
+        for (int i = 0; i < Shape<D>::kQuarter; ++i) {
+            const float value = fmaf(whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]), w.unit, w.offset);
+            sums.out[i] += i / 2 * 8 / r.v_block == set ? value : 0.0f;
+        }
     }
 }
 

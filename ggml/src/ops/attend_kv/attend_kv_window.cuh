@@ -15,22 +15,21 @@ __device__ __forceinline__ int window_byte(int row, int byte) {
 
 // Starts copying rows [first, first + 32) of one side; those from `last` on repeat the last one.
 template <int D>
-__device__ __forceinline__ void copy_rows(uint8_t * slot, const uint16_t * rows, int64_t first, int64_t last,
-                                          int lane) {
+__device__ __forceinline__ void copy_rows(uint32_t slot, const uint16_t * rows, int64_t first, int64_t last, int lane) {
     constexpr int kChunks = D / 8;
+    const uint32_t to = shared_address(shared_bytes()) + slot;
     for (int i = lane; i < kWindowTokens * kChunks; i += kLanes) {
         const int row = i / kChunks, chunk = i % kChunks;
         const int64_t token = first + row < last ? first + row : last - 1;
-        copy_async(slot + window_byte<D>(row, chunk * 16), rows + token * D + chunk * 8);
+        copy_async(to + window_byte<D>(row, chunk * 16), rows + token * D + chunk * 8);
     }
 }
 
 // s [8]: the logit of token 8 (i / 2) + 2 quarter + i % 2 at [i]
 template <int D>
-__device__ __forceinline__ void window_logits(const Queries & queries, const uint8_t * slot, int n, int lane,
-                                              float (&s)[8]) {
+__device__ __forceinline__ void window_logits(const Queries & queries, uint32_t slot, int n, int lane, float (&s)[8]) {
     float x[Shape<D>::kQuarter];
-    stored_query<D>(queries, Space{nullptr, 0, 0}, lane, x);
+    load_query<D>(queries, nullptr, lane, x);
     float c[4][4] = {};
 #pragma unroll
     for (int i = 0; i < Shape<D>::kSteps; ++i) {
@@ -39,7 +38,7 @@ __device__ __forceinline__ void window_logits(const Queries & queries, const uin
 #pragma unroll
         for (int tile = 0; tile < 4; ++tile) {
             const int row = tile * 8 + lane / 4;
-            const uint2 b = *reinterpret_cast<const uint2 *>(slot + window_byte<D>(row, (16 * i + lane % 4 * 4) * 2));
+            const uint2 b = in_shared<uint2>(slot + window_byte<D>(row, (16 * i + lane % 4 * 4) * 2));
             mma_f16(c[tile], a0, a1, a2, a3, b.x, b.y);
         }
     }
@@ -51,7 +50,7 @@ __device__ __forceinline__ void window_logits(const Queries & queries, const uin
 }
 
 template <int D>
-__device__ __forceinline__ void add_window(const uint8_t * slot, float (&s)[8], int lane, Sums<D> & sums) {
+__device__ __forceinline__ void add_window(uint32_t slot, float (&s)[8], int lane, Sums<D> & sums) {
     sums.move_to(Space{nullptr, 0, 0}, lane);
     float total;
     const float own = take_weights<D>(s, sums, total);
@@ -68,7 +67,7 @@ __device__ __forceinline__ void add_window(const uint8_t * slot, float (&s)[8], 
         for (int half = 0; half < 2; ++half) {  // 16 tokens
             uint32_t b[4];
             const int row = half * 16 + lane % 16;
-            load_transposed(b, slot + window_byte<D>(row, (i + lane / 16) * 16));
+            load_transposed(b, shared_address(shared_bytes()) + slot + window_byte<D>(row, (i + lane / 16) * 16));
             mma_f16(c[0], high[2 * half], low[2 * half], high[2 * half + 1], low[2 * half + 1], b[0], b[1]);
             mma_f16(c[1], high[2 * half], low[2 * half], high[2 * half + 1], low[2 * half + 1], b[2], b[3]);
         }

@@ -42,13 +42,12 @@ struct HeadRecord {
     const uint8_t * k_params;  // of scope `segment`: [n_sets] of [head_dim]
     const uint8_t * v_params;
     const format::Pair * k_shared;  // [n_places]
-    const format::Pair * v_shared;
-    const uint16_t * position;  // [max_places] or NULL
+    const uint16_t * position;      // [max_places] or NULL
     uint32_t first_seen, last_seen;
     format::HeadUnits units;
     uint8_t k_scope, k_kind, v_scope, v_kind;
     uint16_t k_block, v_block;  // channels that share a token's parameters, at most head_dim
-    uint8_t k_shared_heads, v_shared_heads;
+    uint8_t k_shared_heads;
     float k_shrink[format::kMaxTiers], v_shrink[format::kMaxTiers];
 };
 
@@ -60,7 +59,8 @@ struct BlockRef {
     uint8_t n;                                   // tokens
     uint16_t k_params, v_codes, v_params, size;  // in units of kAlign
     uint8_t k_bits, v_bits;
-    uint8_t unused[6];
+    uint16_t unused;
+    uint32_t v_pairs;  // bytes from the values' parameters that all heads share back from `data`; 0: there are none
 };
 static_assert(sizeof(BlockRef) == 32);
 

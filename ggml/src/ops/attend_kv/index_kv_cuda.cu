@@ -66,7 +66,6 @@ __device__ void write_record(const ggml_zipcache_cuda_segment & s, int head, Hea
     r.k_params = s.data + l.k_params + head * format::segment_param_bytes(f, f.k);
     r.v_params = s.data + l.v_params + head * format::segment_param_bytes(f, f.v);
     r.k_shared = reinterpret_cast<const format::Pair *>(s.data + l.k_shared);
-    r.v_shared = reinterpret_cast<const format::Pair *>(s.data + l.v_shared);
     r.position = s.position ? s.position + head * s.max_places : nullptr;
     r.first_seen = static_cast<uint32_t>(s.first_seen);
     r.last_seen = static_cast<uint32_t>(s.last_seen);
@@ -78,7 +77,6 @@ __device__ void write_record(const ggml_zipcache_cuda_segment & s, int head, Hea
     r.k_block = static_cast<uint16_t>(min(f.k.block, f.head_dim));
     r.v_block = static_cast<uint16_t>(min(f.v.block, f.head_dim));
     r.k_shared_heads = format::spans_heads(f, f.k);
-    r.v_shared_heads = format::spans_heads(f, f.v);
     for (int t = 0; t < format::kMaxTiers; ++t) {
         r.k_shrink[t] = f.k.shrink[t];
         r.v_shrink[t] = f.v.shrink[t];
@@ -197,6 +195,11 @@ __global__ void index_blocks(Args args) {
         ref.size = static_cast<uint16_t>(own.size / kAlign);
         ref.k_bits = static_cast<uint8_t>(f.k.bits[t]);
         ref.v_bits = static_cast<uint8_t>(f.v.bits[t]);
+        if (format::spans_heads(f, f.v)) {
+            const auto & header = *reinterpret_cast<const format::SegmentHeader *>(segment.data);
+            const int64_t pairs = segment_layout(f, header.n_tokens, header.n_places).v_shared;
+            ref.v_pairs = static_cast<uint32_t>(ref.data - segment.data - pairs - ref.place * sizeof(format::Pair));
+        }
         args.at<BlockRef>(args.layout.blocks)[head * args.a.max_blocks + number] = ref;
         cost += i * tier.whole;
         const uint64_t total = before[n].cost, end = cost + (i + 1 == tier.blocks ? tier.last : tier.whole);

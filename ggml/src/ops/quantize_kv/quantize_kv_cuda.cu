@@ -336,10 +336,9 @@ __global__ void write_head(Task t) {
     }
 }
 
-// A token's pair for all heads. grid: places of head 0
+// Tokens' pairs for all heads. grid: blocks of head 0, whose order all heads share
 __global__ void write_shared(Task t) {
-    const int64_t first = blockIdx.x * step_places(t.f.group);
-    if (t.header().magic == 0 || first >= t.header().n_places) {
+    if (t.header().magic == 0) {
         return;
     }
     const SegmentLayout l = t.layout();
@@ -368,6 +367,9 @@ __device__ void write_block_params(const BlockRows & rows, const FoundBlock & b,
     }
     for (int i = threadIdx.x; i < dim / how.block * b.n_places; i += blockDim.x) {
         const int place = i % b.n_places, set = i / b.n_places;
+        if (place >= format::tile_places(b.n)) {
+            continue;  // a place that the CPU's order has not
+        }
         const Range r = place < b.n ? token_range(rows, place, set * how.block, how.block) : Range{};
         write_param(how.params, r, set * b.n_places + place_index(place, b.n_places), side.n, bits, range_unit, 0,
                     side.params);
