@@ -214,16 +214,32 @@ void CudaCodec::set_view(Segment & s) const {
               s.n_tokens};
 }
 
+// The tiers decide how long a segment is, and only the device knows them: it is written where there is room for any,
+// then moved into what it takes.
 void CudaCodec::quantize(Segment & s, const Rows & rows, int64_t first, const uint8_t * tier) const {
-    s.device_data = Bytes(device_, bound(*s.format, s.n_tokens));
-    set_view(s);
-    const ggml_zipcache_rows args = {
-        s.n_tokens,       rows.stride, rows.k + first * h_.head_dim, rows.v + first * h_.head_dim, s.view.k_divisor,
-        s.view.v_divisor, tier};
-    Temporary<uint8_t> workspace(ggml_zipcache_cuda_quantize_kv_workspace(s.format, s.n_tokens), device_.stream());
-    check(ggml_zipcache_cuda_quantize_kv(s.format, &args, s.device_data.as(), s.device_data.size(), workspace.data(),
-                                         workspace.bytes(), device_.stream()),
+    const cudaStream_t stream = device_.stream();
+    const Temporary<uint8_t> room(bound(*s.format, s.n_tokens), stream);
+    const ggml_zipcache_rows args = {s.n_tokens,
+                                     rows.stride,
+                                     rows.k + first * h_.head_dim,
+                                     rows.v + first * h_.head_dim,
+                                     divisors(s, true, h_),
+                                     divisors(s, false, h_),
+                                     tier};
+    Temporary<uint8_t> workspace(ggml_zipcache_cuda_quantize_kv_workspace(s.format, s.n_tokens), stream);
+    check(ggml_zipcache_cuda_quantize_kv(s.format, &args, room.data(), room.bytes(), workspace.data(),
+                                         workspace.bytes(), stream),
           "quantize_kv");
+    uint32_t header[4];  // magic, n_tokens, n_bytes, n_places
+    check(cudaMemcpyAsync(header, room.data(), sizeof header, cudaMemcpyDeviceToHost, stream), "read a segment");
+    check(cudaStreamSynchronize(stream), "compress");
+    if (header[0] == 0) {
+        throw ContextError("a compressed segment is larger than what was planned for it");
+    }
+    s.device_data = Bytes(device_, header[2]);
+    check(cudaMemcpyAsync(s.device_data.as(), room.data(), header[2], cudaMemcpyDeviceToDevice, stream),
+          "move a segment");
+    set_view(s);
 }
 
 std::shared_ptr<const Segment> CudaCodec::compress(int layer, const Rows & rows, int64_t first, int64_t n,
@@ -246,6 +262,7 @@ std::shared_ptr<const Segment> CudaCodec::compress(int layer, const Rows & rows,
     }
     if (policy_->v_divisor == Divisor::normalizer) {
         segment->device_divisors = Bytes(device_, sizeof(float) * h_.n_kv_heads * h_.head_dim);
+        segment->device_divisors.clear();
         normalizer(key_rows(rows), rows.v, first, n, segment->device_divisors.as<float>(), stream);
     }
     quantize(*segment, rows, first, tier.data());

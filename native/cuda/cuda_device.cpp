@@ -128,8 +128,17 @@ CudaDevice::CudaDevice(int index) : index_(index), backend_(ggml_backend_cuda_in
     }
     check(cudaSetDevice(index), "choose the device");
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "make a stream");
+    keep_temporaries();
     ours_.reset(ggml_backend_event_new(ggml_backend_get_device(backend_.get())));
     theirs_.reset(ggml_backend_event_new(ggml_backend_get_device(backend_.get())));
+}
+
+// Memory of a compression is kept for the next: giving it back and getting it again costs more than using it.
+void CudaDevice::keep_temporaries() const {
+    uint64_t kept = uint64_t(256) << 20;  // bytes
+    cudaMemPool_t pool = nullptr;
+    check(cudaDeviceGetDefaultMemPool(&pool, index_), "find its memory pool");
+    check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept), "set its memory pool");
 }
 
 CudaDevice::~CudaDevice() {

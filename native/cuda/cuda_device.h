@@ -70,6 +70,7 @@ class CudaDevice : public Device {
         void operator()(ggml_backend_event_t event) const { ggml_backend_event_free(event); }
     };
     using Event = std::unique_ptr<ggml_backend_event, EventDeleter>;
+    void keep_temporaries() const;
     void enqueue(ggml_cgraph * graph);
     void run_ggml(ggml_cgraph * graph, int first, int last);
     void ggml_waits_for_us();

@@ -20,8 +20,13 @@ GgmlBuffer allocate(ggml_backend_buffer_type_t type, size_t n_bytes) {
 Bytes::Bytes(const Device & device, size_t n_bytes) : size_(n_bytes) {
     if (n_bytes > 0) {
         buffer_ = allocate(device.memory(), n_bytes);
-        ggml_backend_buffer_clear(buffer_.get(), 0);
         data_ = ggml_backend_buffer_get_base(buffer_.get());
+    }
+}
+
+void Bytes::clear() {
+    if (buffer_) {
+        ggml_backend_buffer_clear(buffer_.get(), 0);
     }
 }
 

@@ -10,8 +10,9 @@ namespace zipcache {
 class Bytes {
   public:
     Bytes() = default;
-    // Zeros. Throws ContextError when memory runs out.
+    // Throws ContextError when memory runs out.
     Bytes(const Device & device, size_t n_bytes);
+    void clear();
 
     template <class T = uint8_t>
     T * as() const {

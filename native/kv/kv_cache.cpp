@@ -280,10 +280,15 @@ void KvCache::make_slots(Layer & layer) const {
     if (layer.slots.log_sum.size() != n_queries * sizeof(float)) {
         layer.slots.q = Bytes(*device_, n_queries * h_->head_dim * sizeof(uint16_t));
         layer.slots.log_sum = Bytes(*device_, n_queries * sizeof(float));
+        layer.slots.q.clear();  // files hold them all, used or not
+        layer.slots.log_sum.clear();
     }
 }
 
 ProbeSlots KvCache::show_slots(const Layer & layer) const {
+    if (slot_positions_.empty()) {
+        return {};
+    }
     ProbeSlots slots = {std::vector<int32_t>(policy_->window_capacity(), -1), layer.slots.q.as<uint16_t>(),
                         layer.slots.log_sum.as<float>()};
     for (size_t i = 0; i < slot_positions_.size(); ++i) {
