@@ -1,5 +1,6 @@
 """The CUDA backend beside the CPU's. Skipped where there is no GPU, or where the build has no CUDA."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,17 @@ from numpy.typing import NDArray
 
 from helpers import tiny_models
 from helpers.compare import mean_kl
-from zipcache_rt import ArgumentError, KvOptions, Model, ModelError, SamplerOptions, Session, _core
+from zipcache_rt import (
+    ArgumentError,
+    CancelledError,
+    ContextError,
+    KvOptions,
+    Model,
+    ModelError,
+    SamplerOptions,
+    Session,
+    _core,
+)
 
 CUDA = _core.cuda_devices()
 needs_gpu = pytest.mark.skipif(not CUDA["descriptions"], reason=CUDA["missing"] or "a GPU")
@@ -54,8 +65,8 @@ def run(session: Session, ids: list[int], n_prefill: int) -> NDArray[np.float32]
     return np.vstack([first, session.score(ids[n_prefill:])])
 
 
-def test_devices_that_are_not_there_are_named() -> None:
-    path = written(Path(pytest.importorskip("tempfile").mkdtemp()), "llama")
+def test_devices_that_are_not_there_are_named(tmp_path: Path) -> None:
+    path = written(tmp_path, "llama")
     for device in ("tpu", "cuda:99", "cuda:", "cuda:-1", "cuda:x", ""):
         with pytest.raises(ArgumentError, match=f"device is '{device}'; accepted: auto, cpu"):
             Model(path, device=device)
@@ -149,3 +160,48 @@ def test_models_that_do_not_run_there_say_so_and_auto_avoids_them(tmp_path: Path
     with pytest.raises(ModelError, match=r"cuda:0 does not compute attention .* accepted: device='cpu'"):
         Model(path, device="cuda")
     assert Model(path).info.device == "cpu"
+
+
+@needs_gpu
+def test_a_cancelled_call_changes_nothing(models: tuple[Model, Model]) -> None:
+    ids = tokens(260)
+    session, other = (models[1].session(kv=KvOptions("auto")) for _ in "ab")
+    for s in (session, other):
+        s.prefill(ids[:200])
+    session.cancel()
+    with pytest.raises(CancelledError):
+        session.decode(ids[200])
+    session.cancel()
+    with pytest.raises(CancelledError):
+        session.prefill(ids[200:])
+    assert session.tokens == other.tokens
+    assert np.array_equal(session.score(ids[200:]), other.score(ids[200:]))
+
+
+@needs_gpu
+def test_sessions_take_turns(models: tuple[Model, Model]) -> None:
+    """One records a step while the others compute: nothing of theirs gets into it."""
+    jobs = [(kv, tokens(420, seed), 150 + 30 * seed) for seed, kv in enumerate(("f16", "auto", "zipcache", "f16"))]
+
+    def one(job: tuple[str, list[int], int]) -> NDArray[np.float32]:
+        kv, ids, n_prompt = job
+        return run(models[1].session(kv=KvOptions(kv)), ids, n_prompt)
+
+    alone = [one(job) for job in jobs]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        together = list(pool.map(one, jobs))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@needs_gpu
+def test_a_context_that_does_not_fit_is_refused(models: tuple[Model, Model], tmp_path: Path) -> None:
+    shape = replace(WIDE, n_kv_heads=4)
+    path = tiny_models.write(
+        tmp_path / "long.gguf", shape, tiny_models.random_weights(shape), llama__context_length=1 << 29
+    )
+    model = Model(path, device="cuda")
+    with pytest.raises(
+        ContextError, match=r"takes \\d+ MiB with the KV policy f16, and cuda:0 has .* n_ctx up to \\d+"
+    ):
+        model.session(n_ctx=1 << 29, kv=KvOptions("f16"))
+    assert 1 << 16 < model.session(kv=KvOptions("f16")).n_ctx < 1 << 29
