@@ -249,8 +249,8 @@ class Attention {
             x = normal(random);
         }
         const Buffer<float> q(query), out(query.size());
-        ggml_zipcache_cuda_attend_args args = {batch_, kHeads,    kKvHeads, kDim, 1 / std::sqrt(float(kDim)),
-                                               0,      sequences, q,        out};
+        ggml_zipcache_cuda_attend_args args = {batch_, kHeads, kKvHeads,  kDim, 1 / std::sqrt(float(kDim)),
+                                               0,      false,  sequences, q,    out};
         const size_t work = ggml_zipcache_cuda_attend_kv_workspace(&args);
         const Buffer<uint8_t> workspace(work);
         cudaStream_t stream;

@@ -4,10 +4,15 @@ add_library(ggml-zipcache-cuda STATIC
   src/device/cuda.cu
   src/ops/attend_kv/attend_kv_cuda.cu
   src/ops/attend_kv/attend_kv_cuda_64.cu
+  src/ops/attend_kv/attend_kv_cuda_64_any.cu
   src/ops/attend_kv/attend_kv_cuda_80.cu
+  src/ops/attend_kv/attend_kv_cuda_80_any.cu
   src/ops/attend_kv/attend_kv_cuda_96.cu
+  src/ops/attend_kv/attend_kv_cuda_96_any.cu
   src/ops/attend_kv/attend_kv_cuda_128.cu
+  src/ops/attend_kv/attend_kv_cuda_128_any.cu
   src/ops/attend_kv/attend_kv_cuda_256.cu
+  src/ops/attend_kv/attend_kv_cuda_256_any.cu
   src/ops/attend_kv/index_kv_cuda.cu
   src/ops/dequantize_kv/dequantize_kv_cuda.cu
   src/ops/quantize_kv/quantize_kv_cuda.cu

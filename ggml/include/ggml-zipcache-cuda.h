@@ -21,6 +21,10 @@ const char * ggml_zipcache_cuda_device_error(int device);
 // NULL, or why the kernels don't read it, although ggml_zipcache_format_error has nothing to say.
 const char * ggml_zipcache_cuda_format_error(const struct ggml_zipcache_format * format);
 
+// Whether keys have parameters by channels, and values by token for all channels, as the policies auto and zipcache
+// have them: attend_kv is fastest then.
+bool ggml_zipcache_cuda_is_common(const struct ggml_zipcache_format * format);
+
 // counts [n_orders, n_tiers] host: tokens in each tier; n_orders is 1 for same_order, else n_kv_heads.
 size_t ggml_zipcache_cuda_segment_bytes(const struct ggml_zipcache_format * format, int64_t n_tokens,
                                         const uint32_t * counts);
@@ -121,6 +125,7 @@ struct ggml_zipcache_cuda_attend_args {
     int32_t head_dim;        // 64, 80, 96, 128, 256
     float scale;             // multiplies q . k
     int32_t sliding_window;  // only the newest so many tokens of the window are seen; 0: all
+    bool any_format;         // set where a segment's format is not ggml_zipcache_cuda_is_common(): a slower kernel
     const struct ggml_zipcache_cuda_sequence * sequences;  // device [n_sequences]
     const float * q;                                       // device [n_sequences, n_heads, head_dim] f32
     float * out;                                           // device [n_sequences, n_heads, head_dim] f32

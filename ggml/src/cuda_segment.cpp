@@ -307,3 +307,9 @@ const char * ggml_zipcache_cuda_format_error(const ggml_zipcache_format * format
     }
     return nullptr;
 }
+
+bool ggml_zipcache_cuda_is_common(const ggml_zipcache_format * format) {
+    const auto &k = format->k, &v = format->v;
+    return k.scope != GGML_ZIPCACHE_SCOPE_TOKEN && v.scope == GGML_ZIPCACHE_SCOPE_TOKEN &&
+           v.block >= format->head_dim && v.params != GGML_ZIPCACHE_PARAMS_F16_SCALE;
+}

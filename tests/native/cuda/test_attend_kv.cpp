@@ -30,7 +30,21 @@ struct Case {
     int n_heads() const { return shape.n_kv_heads * shape.group; }
 };
 
-Sequence random_sequence(std::mt19937 & random, const Shape & shape) {
+// A sample's format as the policies auto and zipcache have theirs.
+void make_common(Sample & s, std::mt19937 & random) {
+    auto & f = s.format;
+    f.k.scope = random() % 2 ? GGML_ZIPCACHE_SCOPE_SEGMENT : GGML_ZIPCACHE_SCOPE_GROUP;
+    f.k.params = random() % 2 ? GGML_ZIPCACHE_PARAMS_F16_PAIR : GGML_ZIPCACHE_PARAMS_F8_PAIR;
+    const ggml_zipcache_params params[] = {GGML_ZIPCACHE_PARAMS_F16_PAIR, GGML_ZIPCACHE_PARAMS_F8_PAIR,
+                                           GGML_ZIPCACHE_PARAMS_F8_SCALE};
+    f.v.scope = GGML_ZIPCACHE_SCOPE_TOKEN;
+    f.v.params = params[random() % 3];
+    const bool spans = f.same_order && f.v.params == GGML_ZIPCACHE_PARAMS_F16_PAIR && random() % 2;
+    f.v.block = spans ? f.n_kv_heads * f.head_dim : f.head_dim;
+    s.quantize();
+}
+
+Sequence random_sequence(std::mt19937 & random, const Shape & shape, bool common) {
     Sequence s;
     std::normal_distribution<float> normal;
     s.n_tokens = random() % 16 ? 1 + int32_t(random() % 150) : 0;
@@ -42,6 +56,9 @@ Sequence random_sequence(std::mt19937 & random, const Shape & shape) {
     const int n = int(random() % 4);
     for (int i = 0; i < n; ++i) {
         s.samples.push_back(random_sample(random, shape.head_dim, shape.n_kv_heads));
+        if (common) {
+            make_common(s.samples.back(), random);
+        }
         if (i > 0 && random() % 3 == 0) {  // a layer's segments share their divisors
             s.samples[i].k_divisor = s.samples[0].k_divisor;
             s.samples[i].v_divisor = s.samples[0].v_divisor;
@@ -73,8 +90,9 @@ Case random_case(std::mt19937 & random) {
                random() % 3 ? 0 : 1 + int(random() % 100)};
     c.scale = 1 / std::sqrt(float(c.shape.head_dim));
     const int n = 1 + int(random() % 2);
+    const bool common = random() % 2;
     for (int i = 0; i < n; ++i) {
-        c.sequences.push_back(random_sequence(random, c.shape));
+        c.sequences.push_back(random_sequence(random, c.shape, common));
     }
     std::normal_distribution<float> normal;
     for (int i = 0; i < n * c.n_heads() * c.shape.head_dim; ++i) {
@@ -124,6 +142,7 @@ ggml_zipcache_cuda_segment put_segment(Arena & arena, const Sequence & s, int i)
 OnDevice put_case(const Case & c) {
     Arena & arena = Arena::get();
     OnDevice d = {};
+    bool any_format = c.q[0] > 1;  // at times though it need not be
     std::vector<ggml_zipcache_cuda_sequence> sequences;
     struct Position {
         const Sample * sample;
@@ -140,6 +159,7 @@ OnDevice put_case(const Case & c) {
         for (size_t i = 0; i < s.samples.size(); ++i) {
             const Sample & x = s.samples[i];
             auto segment = put_segment(arena, s, int(i));
+            any_format |= !ggml_zipcache_cuda_is_common(&x.format);
             if (!segment.k_divisor) {
                 segment.k_divisor = segments[0].k_divisor;
                 segment.v_divisor = segments[0].v_divisor;
@@ -172,9 +192,9 @@ OnDevice put_case(const Case & c) {
                              n || s.n_tokens % 2 ? to : nullptr, arena.put(slots), d.probe_q.back(),
                              d.probe_log_sum.back()});
     }
-    d.args = {int32_t(sequences.size()), c.n_heads(),    c.shape.n_kv_heads,
-              c.shape.head_dim,          c.scale,        c.shape.sliding_window,
-              arena.put(sequences),      arena.put(c.q), arena.room<float>(c.q.size())};
+    d.args = {
+        int32_t(sequences.size()), c.n_heads(), c.shape.n_kv_heads,   c.shape.head_dim, c.scale,
+        c.shape.sliding_window,    any_format,  arena.put(sequences), arena.put(c.q),   arena.room<float>(c.q.size())};
     d.workspace_bytes = ggml_zipcache_cuda_attend_kv_workspace(&d.args);
     d.workspace = arena.room<uint8_t>(d.workspace_bytes, 0);
     arena.upload();

@@ -67,12 +67,13 @@ const char * ggml_zipcache_cuda_attend_kv(const ggml_zipcache_cuda_attend_args *
     auto * arrived = static_cast<uint32_t *>(workspace);
     const AttendParams p = {*args, n_passes, n_items, arrived, reinterpret_cast<float *>(arrived + kMaxItems)};
     const auto at = static_cast<cudaStream_t>(stream);
+    const bool any = args->any_format;
     switch (args->head_dim) {
-        case 64: return launch_attend_64(p, at);
-        case 80: return launch_attend_80(p, at);
-        case 96: return launch_attend_96(p, at);
-        case 128: return launch_attend_128(p, at);
-        case 256: return launch_attend_256(p, at);
+        case 64: return any ? launch_attend_64_any(p, at) : launch_attend_64(p, at);
+        case 80: return any ? launch_attend_80_any(p, at) : launch_attend_80(p, at);
+        case 96: return any ? launch_attend_96_any(p, at) : launch_attend_96(p, at);
+        case 128: return any ? launch_attend_128_any(p, at) : launch_attend_128(p, at);
+        case 256: return any ? launch_attend_256_any(p, at) : launch_attend_256(p, at);
         default: return "attend_kv got a head_dim that it has no kernel for; accepted: 64, 80, 96, 128, 256";
     }
 }

@@ -160,7 +160,7 @@ __device__ void hadamard_rows(float * rows, int n, Place && place) {
 
 // The query heads of an item in the space of its segments, in the order of KeyQuery.
 template <int D>
-__device__ void store_queries(const Queries & queries, float * stored) {
+__device__ void store_queries(Queries & queries, float * stored) {
     auto place = [](int row, int channel) {
         return (channel / 16 * kLanes + row * 4 + channel % 16 / 4) * 4 + channel % 4;
     };
@@ -173,25 +173,44 @@ __device__ void store_queries(const Queries & queries, float * stored) {
         hadamard_rows<D>(stored, kRows, place);
     }
     __syncthreads();
+    const int lane = threadIdx.x % kLanes;
+    for (int row = threadIdx.x / kLanes; row < kRows; row += blockDim.x / kLanes) {
+        float most = 0;
+        for (int c = lane; c < D; c += kLanes) {
+            most = fmaxf(most, fabsf(stored[place(row, c)]));
+        }
+#pragma unroll
+        for (int step = 1; step < kLanes; step *= 2) {
+            most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
+        }
+        const float up = most > 0 ? kShare / most : 0;
+        for (int c = lane; c < D; c += kLanes) {
+            stored[place(row, c)] *= up;
+        }
+        if (lane == 0) {
+            queries.unit[row] = most / kShare;
+        }
+    }
+    __syncthreads();
 }
 
 // One warp's units of an item: first, first + step, ... below last. ring: [2, kSlot], the warp's own.
-template <int D>
+template <int D, bool Any>
 struct Worker {
     const Item & item;
     const Queries & queries;
-    uint32_t ring;  // offset in shared memory
+    uint32_t ring, record;  // offsets in shared memory
     int lane;
     int n_kv_heads;
 
     __device__ __forceinline__ bool is_window(int unit) const { return unit < int(item.window_units); }
 
-    __device__ __forceinline__ BlockRef ref_of(int unit) const {
-        BlockRef ref = {};
+    __device__ __forceinline__ Ref ref_of(int unit) const {
+        Ref ref = {};
         if (!is_window(unit)) {
             const auto * from = reinterpret_cast<const uint4 *>(item.blocks + (unit - item.window_units));
-            reinterpret_cast<uint4 *>(&ref)[0] = from[0];
-            reinterpret_cast<uint4 *>(&ref)[1] = from[1];
+            ref.a = from[0];
+            ref.b = from[1];
         }
         return ref;
     }
@@ -204,24 +223,26 @@ struct Worker {
                      first_token(unit), item.seen.last, lane);
     }
 
-    __device__ __forceinline__ void copy(int unit, const BlockRef & ref, bool key) const {
+    __device__ __forceinline__ void copy(int unit, const Ref & ref, bool key) const {
         if (is_window(unit)) {
             copy_window(unit, key);
             return;
         }
-        const int first = key ? 0 : ref.v_codes * kAlign, last = (key ? ref.v_codes : ref.size) * kAlign;
+        const uint32_t first = key ? 0 : ref.v_codes(), n = key ? ref.v_codes() : ref.size() - first;
         const uint32_t slot = shared_address(shared_bytes()) + ring + (key ? 0 : Shape<D>::kSlot);
-        for (int i = lane * 16; i < last - first; i += kLanes * 16) {
-            copy_async(slot + i, ref.data + first + i);
+        const uint8_t * from = ref.data() + first;
+#pragma unroll 4
+        for (uint32_t i = lane * 16; i < n; i += kLanes * 16) {
+            copy_async(slot + i, from + i);
         }
-        if (!key && ref.v_pairs > 0 && lane < (ref.n + kStep - 1) / kStep * 4) {  // four pairs a lane
-            copy_async(slot + (ref.v_params - ref.v_codes) * kAlign + lane * 16, ref.data - ref.v_pairs + lane * 16);
+        if (!key && ref.v_pairs() > 0 && lane < ref.n_steps() * 4) {  // four pairs a lane
+            copy_async(slot + ref.v_params() - first + lane * 16, ref.data() - ref.v_pairs() + lane * 16);
         }
     }
 
     // Starts copying the first unit, if there is one.
-    __device__ __forceinline__ BlockRef begin(int first, int last) const {
-        BlockRef ref = {};
+    __device__ __forceinline__ Ref begin(int first, int last) const {
+        Ref ref = {};
         if (first < last) {
             ref = ref_of(first);
             copy(first, ref, true);
@@ -232,32 +253,48 @@ struct Worker {
         return ref;
     }
 
+    // The record of a segment, in shared memory: it is read often, and what the cache holds goes by quickly.
+    __device__ __forceinline__ void load_record(uint32_t segment) const {
+        __syncwarp();
+        if (lane < int(sizeof(HeadRecord) / sizeof(uint4))) {
+            const auto * from = reinterpret_cast<const uint4 *>(item.records + int64_t(segment) * n_kv_heads);
+            reinterpret_cast<uint4 *>(shared_bytes() + record)[lane] = from[lane];
+        }
+        __syncwarp();
+    }
+
     // ref: what begin() gave.
-    __device__ __forceinline__ void run(int first, int step, int last, BlockRef ref, Sums<D> & sums) const {
+    __device__ __forceinline__ void run(int first, int step, int last, Ref ref, Sums<D> & sums) const {
         KeyQuery<D> query;
         const uint32_t keys = ring, values = ring + Shape<D>::kSlot;
-        BlockRef next = {};
+        const auto & r = in_shared<HeadRecord>(record);
+        uint32_t segment = ~0u;
+        Ref next = {};
         for (int unit = first; unit < last; unit += step) {
             const bool more = unit + step < last;
             if (more) {
                 next = ref_of(unit + step);
             }
-            wait_copies<1>();
-            __syncwarp();
             if (is_window(unit)) {
+                wait_copies<1>();
+                __syncwarp();
                 float s[8];
                 window_logits<D>(queries, keys, item.seen.last - first_token(unit), lane, s);
                 advance(unit + step, more, next, true);
                 add_window<D>(values, s, lane, sums);
             } else {
-                const HeadRecord & record = item.records[int64_t(ref.segment) * n_kv_heads];
-                const int n_steps = (ref.n + kStep - 1) / kStep;
+                if (ref.segment() != segment) {
+                    segment = ref.segment();
+                    load_record(segment);
+                }
+                wait_copies<1>();
+                __syncwarp();
                 float s[16];
-                prepare_query<D>(queries, record, ref, keys, lane, query);
-                key_logits<D>(query, record, ref, keys, n_steps, lane, s);
+                prepare_query<D, Any>(queries, r, ref, keys, lane, query);
+                key_logits<D, Any>(query, r, ref, keys, lane, s);
                 advance(unit + step, more, next, true);
-                hide(record, ref, lane, s);
-                add_values<D>({record, ref, values, n_steps}, s, lane, sums);
+                hide(r, ref, lane, s);
+                add_values<D, Any>({r, ref, values, ref.n_steps()}, s, lane, sums);
             }
             advance(unit + step, more, next, false);
             ref = next;
@@ -266,7 +303,7 @@ struct Worker {
     }
 
     // After keys: their slot takes the next unit's, and this one's values are there. After values: likewise.
-    __device__ __forceinline__ void advance(int unit, bool more, const BlockRef & next, bool key) const {
+    __device__ __forceinline__ void advance(int unit, bool more, const Ref & next, bool key) const {
         __syncwarp();
         if (more) {
             copy(unit, next, key);
@@ -426,11 +463,11 @@ __device__ void open_item(const AttendParams & p, int number, uint32_t stored, S
         v_home.divisor += v_home.divisor ? channel : 0;
     }
     shared.item = item;
-    shared.queries = {p.a.q + int64_t(item.row) * D, item.n_rows, p.a.scale * kLog2e, stored, k_home};
+    shared.queries = {p.a.q + int64_t(item.row) * D, item.n_rows, p.a.scale * kLog2e, stored, k_home, {}};
     shared.v_home = v_home;
 }
 
-template <int D>
+template <int D, bool Any>
 __global__ void __launch_bounds__(Shape<D>::kWarps * kLanes, 1) attend(AttendParams p) {
     using S = Shape<D>;
     __shared__ Shared shared;
@@ -450,9 +487,14 @@ __global__ void __launch_bounds__(Shape<D>::kWarps * kLanes, 1) attend(AttendPar
         const uint64_t cost = item.cost();
         if (cost > 0) {
             const uint64_t from = max(run.first, before) - before, to = min(run.last, before + cost) - before;
-            const Worker<D> worker = {item, shared.queries, uint32_t(warp * 2 * S::kSlot), lane, p.a.n_kv_heads};
+            const Worker<D, Any> worker = {item,
+                                           shared.queries,
+                                           uint32_t(warp * 2 * S::kSlot),
+                                           uint32_t(stored + S::kQueries + warp * sizeof(HeadRecord)),
+                                           lane,
+                                           p.a.n_kv_heads};
             const int first = unit_at(item, uint32_t(from)) + warp, last = unit_at(item, uint32_t(to));
-            const BlockRef ref = worker.begin(first, last);
+            const Ref ref = worker.begin(first, last);
             store_queries<D>(shared.queries, acc);
             Sums<D> sums;
             sums.clear(shared.v_home);
@@ -469,11 +511,11 @@ __global__ void __launch_bounds__(Shape<D>::kWarps * kLanes, 1) attend(AttendPar
     }
 }
 
-template <int D>
+template <int D, bool Any>
 const char * launch(const AttendParams & p, cudaStream_t stream) {
     const Device device;
     cudaFuncAttributes attributes;
-    cudaError_t error = cudaFuncGetAttributes(&attributes, attend<D>);
+    cudaError_t error = cudaFuncGetAttributes(&attributes, attend<D, Any>);
     if (error != cudaSuccess) {
         return cudaGetErrorString(error);
     }
@@ -482,11 +524,11 @@ const char * launch(const AttendParams & p, cudaStream_t stream) {
         --n_warps;
     }
     const int shared = Shape<D>::shared_bytes(n_warps);
-    error = cudaFuncSetAttribute(attend<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    error = cudaFuncSetAttribute(attend<D, Any>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     if (error != cudaSuccess) {
         return cudaGetErrorString(error);
     }
-    attend<D><<<device.multiprocessors, n_warps * kLanes, shared, stream>>>(p);
+    attend<D, Any><<<device.multiprocessors, n_warps * kLanes, shared, stream>>>(p);
     return launch_error();
 }
 

@@ -9,8 +9,10 @@ struct Queries {
     const float * q;  // [n_rows, head_dim] f32, global
     int n_rows;       // heads; 1 to kRows
     float scale;      // multiplies q . k, to base 2
-    uint32_t stored;  // offset in shared memory: [head_dim / 16, 32 lanes, 4] f32, in the space `home`, times scale
+    uint32_t stored;  // offset in shared memory: [head_dim / 16, 32 lanes, 4] f32, in the space `home`, times scale;
+                      // each head's largest is kShare
     Space home;
+    float unit[kRows];  // of what is stored
 };
 
 // A query as the A fragments of integers, and what its codes' sums are worth. Lanes beyond the last head hold zeros.
@@ -59,8 +61,20 @@ __device__ __noinline__ void transform_query(const Queries & queries, const Spac
 }
 
 template <int D>
-__device__ __forceinline__ void stored_query(const Queries & queries, const Space & space, int lane,
-                                             float (&x)[Shape<D>::kQuarter]) {
+__device__ __forceinline__ float largest(const float (&x)[Shape<D>::kQuarter]) {
+    float most = 0;
+#pragma unroll
+    for (int i = 0; i < Shape<D>::kQuarter; ++i) {
+        most = fmaxf(most, fabsf(x[i]));
+    }
+    return quad_max(most);
+}
+
+// x: the lane's channels of its head's query in the space of a segment, the head's largest at kShare. Returns their
+// unit.
+template <int D>
+__device__ __forceinline__ float stored_query(const Queries & queries, const Space & space, int lane,
+                                              float (&x)[Shape<D>::kQuarter]) {
     if (space.divisor == queries.home.divisor && space.rotate == queries.home.rotate) {
 #pragma unroll
         for (int i = 0; i < Shape<D>::kSteps; ++i) {
@@ -70,24 +84,20 @@ __device__ __forceinline__ void stored_query(const Queries & queries, const Spac
             x[4 * i + 2] = v.z;
             x[4 * i + 3] = v.w;
         }
-    } else {
-        float own[Shape<D>::kQuarter];
-        transform_query<D>(queries, space, lane, own);
-#pragma unroll
-        for (int i = 0; i < Shape<D>::kQuarter; ++i) {
-            x[i] = own[i];
-        }
+        return queries.unit[lane / 4];
     }
-}
-
-template <int D>
-__device__ __forceinline__ float largest(const float (&x)[Shape<D>::kQuarter]) {
-    float most = 0;
+    float own[Shape<D>::kQuarter];
+    transform_query<D>(queries, space, lane, own);
 #pragma unroll
     for (int i = 0; i < Shape<D>::kQuarter; ++i) {
-        most = fmaxf(most, fabsf(x[i]));
+        x[i] = own[i];
     }
-    return quad_max(most);
+    const float most = largest<D>(x), up = most > 0 ? kShare / most : 0;
+#pragma unroll
+    for (int i = 0; i < Shape<D>::kQuarter; ++i) {
+        x[i] *= up;
+    }
+    return most / kShare;
 }
 
 // sum of the integers of 16 channels
@@ -98,7 +108,7 @@ __device__ __forceinline__ int sum_of(uint32_t high, uint32_t low) {
 // Channels' parameters folded into the query. params: this lane's begin with its quarter's.
 template <int D>
 __device__ __forceinline__ void fold_channels(const HeadRecord & r, const uint8_t * params, int tier, int bits,
-                                              int lane, float (&x)[Shape<D>::kQuarter], KeyQuery<D> & a) {
+                                              int lane, float unit, float (&x)[Shape<D>::kQuarter], KeyQuery<D> & a) {
     const int quarter = lane % 4;
     const float shrink = r.k_shrink[tier], levels = float((1 << bits) - 1);
     float offset = 0;
@@ -117,11 +127,10 @@ __device__ __forceinline__ void fold_channels(const HeadRecord & r, const uint8_
                                 fmaf(x[4 * i + 2], up, kMagic), fmaf(x[4 * i + 3], up, kMagic)};
             pack_bytes(v, a.high[i], a.low[i]);
         }
-        a.unit = most / kMost;
-        a.offset = quad_sum(offset);
+        a.unit = most / kMost * unit;
+        a.offset = quad_sum(offset) * unit;
         return;
     }
-    const float most = largest<D>(x), up = most > 0 ? kMost / kTop / most : 0;
     const auto * ranges = reinterpret_cast<const uint32_t *>(params + quarter * Shape<D>::kQuarter);
     const auto * middles = reinterpret_cast<const uint32_t *>(params + D + quarter * Shape<D>::kQuarter);
     int sum = 0;
@@ -134,21 +143,21 @@ __device__ __forceinline__ void fold_channels(const HeadRecord & r, const uint8_
             // 32768 + 128 + the middle: its byte in the mantissa of a float
             offset = fmaf(x[4 * i + j], __uint_as_float(__byte_perm(middle, 0x47000000u, 0x7604 | j << 4)) - 32896.0f,
                           offset);
-            v[j] = fmaf(x[4 * i + j] * up, range_at(range, j), kMagic);
+            v[j] = fmaf(x[4 * i + j], above_range(range, j), kMagic);  // the 1 too much is half an integer at most
         }
         pack_bytes(v, a.high[i], a.low[i]);
         sum += sum_of(a.high[i], a.low[i]);
     }
-    const float back = most * (kTop / kMost) * r.units.k_range;  // an integer times a code, but for the tier
+    const float back = unit * r.units.k_range;  // an integer times a code, but for the tier
     a.unit = back * shrink / levels;
-    a.offset = quad_sum(offset) * r.units.k_mid - shrink / 2 * back * float(quad_sum(sum));
+    a.offset = quad_sum(offset) * unit * r.units.k_mid - shrink / 2 * back * float(quad_sum(sum));
 }
 
 // The query alone, for tokens' parameters.
 template <int D>
-__device__ __forceinline__ void fold_nothing(float (&x)[Shape<D>::kQuarter], KeyQuery<D> & a) {
-    const float most = largest<D>(x), up = most > 0 ? kMost / most : 0;
-    a.unit = most / kMost;
+__device__ __forceinline__ void fold_nothing(float unit, float (&x)[Shape<D>::kQuarter], KeyQuery<D> & a) {
+    constexpr float up = kMost / kShare;
+    a.unit = unit / up;
     a.offset = 0;
 #pragma unroll
     for (int i = 0; i < (D + 31) / 32; ++i) {
@@ -164,24 +173,25 @@ __device__ __forceinline__ void fold_nothing(float (&x)[Shape<D>::kQuarter], Key
 }
 
 // Makes the query for a block, unless the last one serves.
-template <int D>
-__device__ __forceinline__ void prepare_query(const Queries & queries, const HeadRecord & r, const BlockRef & ref,
+template <int D, bool Any>
+__device__ __forceinline__ void prepare_query(const Queries & queries, const HeadRecord & r, const Ref & ref,
                                               uint32_t slot, int lane, KeyQuery<D> & a) {
-    const bool by_token = r.k_scope == GGML_ZIPCACHE_SCOPE_TOKEN, by_group = r.k_scope == GGML_ZIPCACHE_SCOPE_GROUP;
-    const uint32_t key = uint32_t(ref.segment) << 8 | (by_token ? 0xFFu : ref.tier);
+    const bool by_token = Any && r.k_scope == GGML_ZIPCACHE_SCOPE_TOKEN;
+    const bool by_group = r.k_scope == GGML_ZIPCACHE_SCOPE_GROUP;
+    const uint32_t key = ref.segment() << 8 | uint32_t(by_token ? 0xFF : ref.tier());
     if (key == a.key && !by_group) {
         return;
     }
     a.key = key;
     float x[Shape<D>::kQuarter];
-    stored_query<D>(queries, r.k, lane, x);
+    const float unit = stored_query<D>(queries, r.k, lane, x);
     if (by_token) {
-        fold_nothing<D>(x, a);
+        fold_nothing<D>(unit, x, a);
         return;
     }
-    const int set = r.k_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR ? ref.tier * D * 4 : 0;
-    fold_channels<D>(r, by_group ? shared_bytes() + slot + ref.k_params * kAlign : r.k_params + set, ref.tier,
-                     ref.k_bits, lane, x, a);
+    const int set = r.k_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR ? ref.tier() * D * 4 : 0;
+    fold_channels<D>(r, by_group ? shared_bytes() + slot + ref.k_params() : r.k_params + set, ref.tier(), ref.k_bits(),
+                     lane, unit, x, a);
 }
 
 // Integer products of 16 places with the query: c [tile of 8 places].
@@ -204,14 +214,14 @@ __device__ __forceinline__ void multiply_step(const KeyQuery<D> & a, const uint3
 
 // Sums over channels of the query times parameters of tokens: of two tiles' places 2 quarter and + 1.
 template <int D>
-__device__ __forceinline__ void weigh_tokens(const KeyQuery<D> & a, const HeadRecord & r, const BlockRef & ref,
+__device__ __forceinline__ void weigh_tokens(const KeyQuery<D> & a, const HeadRecord & r, const Ref & ref,
                                              uint32_t slot, int n_places, int first,
                                              const uint32_t (&b)[Shape<D>::kRegs], float (&s)[4]) {
     const int block = r.k_block;
-    const uint8_t * data = r.k_shared_heads ? reinterpret_cast<const uint8_t *>(r.k_shared + ref.place)
-                                            : shared_bytes() + slot + ref.k_params * kAlign;
+    const uint8_t * data = r.k_shared_heads ? reinterpret_cast<const uint8_t *>(r.k_shared + ref.place())
+                                            : shared_bytes() + slot + ref.k_params();
     const TokenParams params = token_params(data, r.k_kind, block >= D ? n_places : D / block * n_places,
-                                            r.units.k_range, r.k_shrink[ref.tier], ref.k_bits);
+                                            r.units.k_range, r.k_shrink[ref.tier()], ref.k_bits());
     if (block >= D) {
         float sum = 0;
 #pragma unroll
@@ -245,48 +255,50 @@ __device__ __forceinline__ void weigh_tokens(const KeyQuery<D> & a, const HeadRe
 }
 
 // s [16]: the logit of place 8 (i / 2) + 2 quarter + i % 2 at [i]; -inf beyond the block's steps of 16 places.
-template <int D>
-__device__ __forceinline__ void key_logits(const KeyQuery<D> & a, const HeadRecord & r, const BlockRef & ref,
-                                           uint32_t slot, int n_steps, int lane, float (&s)[16]) {
-    const bool by_token = r.k_scope == GGML_ZIPCACHE_SCOPE_TOKEN;
-    const int n_places = n_steps * kStep, own = (lane % 4) * (n_places / 4);
+template <int D, bool Any>
+__device__ __forceinline__ void key_logits(const KeyQuery<D> & a, const HeadRecord & r, const Ref & ref, uint32_t slot,
+                                           int lane, float (&s)[16]) {
+    const bool by_token = Any && r.k_scope == GGML_ZIPCACHE_SCOPE_TOKEN;
+    const int n_steps = ref.n_steps(), n_places = n_steps * kStep;
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
         s[i] = -INFINITY;
     }
+    with_bits(ref.k_bits(), [&](auto bits) {
 #pragma unroll 1
-    for (int step = 0; step < n_steps; ++step) {
-        uint32_t b[Shape<D>::kRegs];
-        unpack<D>(ref.k_bits, slot, n_steps, step, lane, b);
-        float own_s[4];
-        if (by_token) {
-            weigh_tokens<D>(a, r, ref, slot, n_places, own + step * 4, b, own_s);
-        } else {
-            int c[2][4] = {};
-            multiply_step<D>(a, b, c);
+        for (int step = 0; step < n_steps; ++step) {
+            uint32_t b[Shape<D>::kRegs];
+            unpack<decltype(bits)::value, D>(slot, n_steps, step, lane, 0, b);
+            float own[4];
+            if (by_token) {
+                weigh_tokens<D>(a, r, ref, slot, n_places, (lane % 4) * (n_places / 4) + step * 4, b, own);
+            } else {
+                int c[2][4] = {};
+                multiply_step<D>(a, b, c);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                own_s[i] = fmaf(whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]), a.unit, a.offset);
+                for (int i = 0; i < 4; ++i) {
+                    own[i] = fmaf(whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]), a.unit, a.offset);
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < 16; ++i) {  // the loop is not unrolled, so the place is chosen
+                s[i] = i / 4 == step ? own[i % 4] : s[i];
             }
         }
-#pragma unroll
-        for (int i = 0; i < 16; ++i) {  // the loop is not unrolled, so the place is chosen
-            s[i] = i / 4 == step ? own_s[i % 4] : s[i];
-        }
-    }
+    });
 }
 
 // What is padding or not seen has the logit -inf.
-__device__ __forceinline__ void hide(const HeadRecord & r, const BlockRef & ref, int lane, float (&s)[16]) {
-    if (ref.n == format::kGroup && !r.position) {
+__device__ __forceinline__ void hide(const HeadRecord & r, const Ref & ref, int lane, float (&s)[16]) {
+    if (ref.n() == format::kGroup && !r.position) {
         return;
     }
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
         const int place = i / 2 * 8 + lane % 4 * 2 + i % 2;
-        bool seen = place < ref.n;
+        bool seen = place < ref.n();
         if (seen && r.position) {
-            const uint32_t token = r.position[ref.place + place];
+            const uint32_t token = r.position[ref.place() + place];
             seen = token >= r.first_seen && token < r.last_seen;
         }
         s[i] = seen ? s[i] : -INFINITY;

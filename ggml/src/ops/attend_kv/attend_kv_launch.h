@@ -28,10 +28,16 @@ struct Device {
     }
 };
 
+// Any: whatever the segments' formats; else those that ggml_zipcache_cuda_is_common() tells.
 const char * launch_attend_64(const AttendParams & p, cudaStream_t stream);
+const char * launch_attend_64_any(const AttendParams & p, cudaStream_t stream);
 const char * launch_attend_80(const AttendParams & p, cudaStream_t stream);
+const char * launch_attend_80_any(const AttendParams & p, cudaStream_t stream);
 const char * launch_attend_96(const AttendParams & p, cudaStream_t stream);
+const char * launch_attend_96_any(const AttendParams & p, cudaStream_t stream);
 const char * launch_attend_128(const AttendParams & p, cudaStream_t stream);
+const char * launch_attend_128_any(const AttendParams & p, cudaStream_t stream);
 const char * launch_attend_256(const AttendParams & p, cudaStream_t stream);
+const char * launch_attend_256_any(const AttendParams & p, cudaStream_t stream);
 
 }  // namespace zipcache::cuda

@@ -14,6 +14,8 @@ constexpr float kMost = 32000;     // of a query or a probability as an integer 
 constexpr float kMagic = 12582912 + 128;
 constexpr float kTop = format::kTopRange;
 constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kShare = kMost / kTop;      // the largest factor of an 8-bit range: their product is an integer
+constexpr float kLog2Share = -0.98838930f;  // its logarithm
 
 template <int D>
 struct Shape {
@@ -25,9 +27,11 @@ struct Shape {
     static constexpr int kRedStride = D + 8;                          // floats; spreads the rows over the banks
     static constexpr int kQueries = kRows * D * int(sizeof(float));
 
-    // Shared memory of a block of so many warps: two slots each, and the queries, later their sums.
+    // Shared memory of a block of so many warps: two slots each; the queries, later their sums; a record for each.
     static constexpr int ring_bytes(int n_warps) { return n_warps * 2 * kSlot; }
-    static constexpr int shared_bytes(int n_warps) { return ring_bytes(n_warps) + kQueries; }
+    static constexpr int shared_bytes(int n_warps) {
+        return ring_bytes(n_warps) + kQueries + n_warps * int(sizeof(HeadRecord));
+    }
 };
 
 // The f32 whose integer kMagic put in its low bits: four of them as the bytes of high and of low halves.
@@ -39,10 +43,36 @@ __device__ __forceinline__ void pack_bytes(const float (&x)[4], uint32_t & high,
     high = __byte_perm(ab, cd, 0x7632);
 }
 
-// range_of() of byte `i` of a word.
-__device__ __forceinline__ float range_at(uint32_t word, int i) {
-    return __uint_as_float((__byte_perm(word, 0, 0x4440 + i) << 19) + (127u << 23)) - 1.0f;
+// 1 + range_of() of byte `i` of a word.
+__device__ __forceinline__ float above_range(uint32_t word, int i) {
+    return __uint_as_float(__byte_perm(word, 0, 0x4440 + i) * (1u << 19) + (127u << 23));
 }
+
+__device__ __forceinline__ float range_at(uint32_t word, int i) {
+    return above_range(word, i) - 1.0f;
+}
+
+// A BlockRef in registers.
+struct Ref {
+    uint4 a, b;
+
+    __device__ __forceinline__ const uint8_t * data() const {
+        return reinterpret_cast<const uint8_t *>(uint64_t(a.y) << 32 | a.x);
+    }
+    __device__ __forceinline__ uint32_t place() const { return a.z; }
+    __device__ __forceinline__ uint32_t segment() const { return a.w & 0xFFFF; }
+    __device__ __forceinline__ int tier() const { return int(a.w >> 16 & 0xFF); }
+    __device__ __forceinline__ int n() const { return int(a.w >> 24); }
+    __device__ __forceinline__ int n_steps() const { return (n() + kStep - 1) / kStep; }
+    __device__ __forceinline__ uint32_t k_params() const { return (b.x & 0xFFFF) * kAlign; }
+    __device__ __forceinline__ uint32_t v_codes() const { return (b.x >> 16) * kAlign; }
+    __device__ __forceinline__ uint32_t v_params() const { return (b.y & 0xFFFF) * kAlign; }
+    __device__ __forceinline__ uint32_t size() const { return (b.y >> 16) * kAlign; }
+    __device__ __forceinline__ int k_bits() const { return int(b.z & 0xFF); }
+    __device__ __forceinline__ int v_bits() const { return int(b.z >> 8 & 0xFF); }
+    __device__ __forceinline__ uint32_t v_pairs() const { return b.w; }
+};
+static_assert(sizeof(Ref) == sizeof(BlockRef));
 
 // Halves of a 16-bit integer meet the codes in rows of their own.
 __device__ __forceinline__ float whole(int high, int low) {
@@ -83,59 +113,74 @@ __device__ __forceinline__ void load_words(uint32_t plane, int step, int lane, u
     }
 }
 
-// Adds the codes of a plane to the registers, its bits from `low` on.
-template <int W, int D>
-__device__ __forceinline__ void add_plane(uint32_t plane, int step, int lane, int low,
-                                          uint32_t (&regs)[Shape<D>::kRegs]) {
+// Adds the codes of a plane to registers [first, first + N), its bits from `low` on.
+template <int W, int D, int N>
+__device__ __forceinline__ void add_plane(const uint32_t (&words)[lane_words(D, W)], int first, int low,
+                                          uint32_t (&regs)[N]) {
     constexpr uint32_t kMask = 0x01010101u * ((1u << W) - 1);
-    uint32_t words[lane_words(D, W)];
-    load_words<W, D>(plane, step, lane, words);
 #pragma unroll
-    for (int i = 0; i < Shape<D>::kRegs; ++i) {
-        const uint32_t word = words[i / (8 / W)];
-        const int shift = i % (8 / W) * W - low;
+    for (int i = 0; i < N; ++i) {
+        const int shift = (first + i) % (8 / W) * W - low;
+        const uint32_t word = words[(first + i) / (8 / W)];
         regs[i] |= (shift >= 0 ? word >> shift : word << -shift) & (kMask << low);
     }
 }
 
-template <int Bits, int D>
-__device__ __forceinline__ void unpack_bits(uint32_t codes, int n_steps, int step, int lane,
-                                            uint32_t (&regs)[Shape<D>::kRegs]) {
+// Registers [first, first + N) of places [16 step, 16 step + 16) of a block of n_steps times 16. What is loaded and not
+// used falls away when it is compiled.
+template <int Bits, int D, int N>
+__device__ __forceinline__ void unpack(uint32_t codes, int n_steps, int step, int lane, int first,
+                                       uint32_t (&regs)[N]) {
     if constexpr (Bits == 8) {
-        load_words<8, D>(codes, step, lane, regs);
+        uint32_t words[lane_words(D, 8)];
+        load_words<8, D>(codes, step, lane, words);
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            regs[i] = words[first + i];
+        }
     } else {
         constexpr bool k4 = Bits & 4, k2 = Bits & 2, k1 = Bits & 1;
 #pragma unroll
-        for (int i = 0; i < Shape<D>::kRegs; ++i) {
+        for (int i = 0; i < N; ++i) {
             regs[i] = 0;
         }
         if constexpr (k4) {
-            add_plane<4, D>(codes, step, lane, 0, regs);
+            uint32_t words[lane_words(D, 4)];
+            load_words<4, D>(codes, step, lane, words);
+            add_plane<4, D>(words, first, 0, regs);
             codes += n_steps * lane_words(D, 4) * kLanes * 4;
         }
         if constexpr (k2) {
-            add_plane<2, D>(codes, step, lane, k4 ? 4 : 0, regs);
+            uint32_t words[lane_words(D, 2)];
+            load_words<2, D>(codes, step, lane, words);
+            add_plane<2, D>(words, first, k4 ? 4 : 0, regs);
             codes += n_steps * lane_words(D, 2) * kLanes * 4;
         }
         if constexpr (k1) {
-            add_plane<1, D>(codes, step, lane, (k4 ? 4 : 0) + (k2 ? 2 : 0), regs);
+            uint32_t words[lane_words(D, 1)];
+            load_words<1, D>(codes, step, lane, words);
+            add_plane<1, D>(words, first, (k4 ? 4 : 0) + (k2 ? 2 : 0), regs);
         }
     }
 }
 
-// The registers of places [16 step, 16 step + 16) of a block of n_steps times 16.
-template <int D>
-__device__ __forceinline__ void unpack(int bits, uint32_t codes, int n_steps, int step, int lane,
-                                       uint32_t (&regs)[Shape<D>::kRegs]) {
+template <int N>
+struct Int {
+    static constexpr int value = N;
+};
+
+// Calls body(Int<bits>): the code's length as a constant.
+template <class Body>
+__device__ __forceinline__ void with_bits(int bits, Body && body) {
     switch (bits) {
-        case 1: unpack_bits<1, D>(codes, n_steps, step, lane, regs); break;
-        case 2: unpack_bits<2, D>(codes, n_steps, step, lane, regs); break;
-        case 3: unpack_bits<3, D>(codes, n_steps, step, lane, regs); break;
-        case 4: unpack_bits<4, D>(codes, n_steps, step, lane, regs); break;
-        case 5: unpack_bits<5, D>(codes, n_steps, step, lane, regs); break;
-        case 6: unpack_bits<6, D>(codes, n_steps, step, lane, regs); break;
-        case 7: unpack_bits<7, D>(codes, n_steps, step, lane, regs); break;
-        default: unpack_bits<8, D>(codes, n_steps, step, lane, regs); break;
+        case 1: body(Int<1>()); break;
+        case 2: body(Int<2>()); break;
+        case 3: body(Int<3>()); break;
+        case 4: body(Int<4>()); break;
+        case 5: body(Int<5>()); break;
+        case 6: body(Int<6>()); break;
+        case 7: body(Int<7>()); break;
+        default: body(Int<8>()); break;
     }
 }
 

@@ -69,7 +69,7 @@ struct Sums {
     }
 };
 
-// Logits s [N] become weights 2^(s - their maximum), 0 where hidden. Takes their maximum and sum into `sums` and
+// Logits s [N] become weights kShare 2^(s - their maximum), 0 where hidden. Takes their maximum and sum into `sums` and
 // returns what the weights are to be multiplied by.
 template <int D, int N>
 __device__ __forceinline__ float take_weights(float (&s)[N], Sums<D> & sums, float & total) {
@@ -81,8 +81,8 @@ __device__ __forceinline__ float take_weights(float (&s)[N], Sums<D> & sums, flo
     most = quad_max(most);
     const float top = fmaxf(most, sums.maximum);
     const float safe = top == -INFINITY ? 0 : top;  // nothing seen yet
-    const float keep = exp2_fast(sums.maximum - safe), own = exp2_fast(most - safe);
-    const float reference = most == -INFINITY ? 0 : most;
+    const float keep = exp2_fast(sums.maximum - safe), own = exp2_fast(most - safe) * (1 / kShare);
+    const float reference = most == -INFINITY ? 0 : most - kLog2Share;
     total = 0;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
@@ -129,36 +129,54 @@ struct WeightQuery {
     }
 };
 
-// Integer products of the weights with all tiles of 8 channels.
-template <int D>
-__device__ __forceinline__ void multiply_values(const WeightQuery & w, int bits, uint32_t slot, int n_steps, int lane,
-                                                int (&c)[Shape<D>::kRegs][4]) {
+// Integer products of the weights with tiles [First, First + N) of 8 channels.
+template <int Bits, int D, int N>
+__device__ __forceinline__ void multiply_tiles(const WeightQuery & w, uint32_t slot, int n_steps, int lane, int first,
+                                               int (&c)[N][4]) {
 #pragma unroll
-    for (int i = 0; i < Shape<D>::kRegs; ++i) {
+    for (int i = 0; i < N; ++i) {
         c[i][0] = c[i][1] = c[i][2] = c[i][3] = 0;
     }
 #pragma unroll 1
     for (int step = 0; step < n_steps; ++step) {
-        uint32_t b[Shape<D>::kRegs];
-        unpack<D>(bits, slot, n_steps, step, lane, b);
+        uint32_t b[N];
+        unpack<Bits, D>(slot, n_steps, step, lane, first, b);
         const uint32_t high = w.high_of(step), low = w.low_of(step);
 #pragma unroll
-        for (int i = 0; i < Shape<D>::kRegs; ++i) {
+        for (int i = 0; i < N; ++i) {
             mma_k16(c[i], high, low, b[i]);
         }
     }
 }
 
+// Calls use(number of a register of sums, the product) for each channel of the lane; half of the tiles at a time.
+template <int D, class Use>
+__device__ __forceinline__ void multiply_values(const WeightQuery & w, int bits, uint32_t slot, int n_steps, int lane,
+                                                Use && use) {
+    with_bits(bits, [&](auto n_bits) {
+        constexpr int kTiles = Shape<D>::kRegs / 2;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            int c[kTiles][4];
+            multiply_tiles<decltype(n_bits)::value, D>(w, slot, n_steps, lane, half * kTiles, c);
+#pragma unroll
+            for (int i = 0; i < 2 * kTiles; ++i) {
+                use(2 * half * kTiles + i, whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]));
+            }
+        }
+    });
+}
+
 // How a block's values are to be read.
 struct ValueBlock {
     const HeadRecord & r;
-    const BlockRef & ref;
+    const Ref & ref;
     uint32_t slot;  // offset in shared memory: codes, then parameters
     int n_steps;    // of 16 places
 
-    __device__ __forceinline__ uint32_t params() const { return slot + (ref.v_params - ref.v_codes) * kAlign; }
-    __device__ __forceinline__ float shrink() const { return r.v_shrink[ref.tier]; }
-    __device__ __forceinline__ float levels() const { return float((1 << ref.v_bits) - 1); }
+    __device__ __forceinline__ uint32_t params() const { return slot + ref.v_params() - ref.v_codes(); }
+    __device__ __forceinline__ float shrink() const { return r.v_shrink[ref.tier()]; }
+    __device__ __forceinline__ float levels() const { return float((1 << ref.v_bits()) - 1); }
 };
 
 // The weights of a set of parameters as integers, and what makes values of their products with codes.
@@ -189,20 +207,20 @@ __device__ __forceinline__ void weigh_f8(const ValueBlock & block, const float (
                                          Weighing & to) {
     const int n = block.n_steps;
     const uint32_t ranges = block.params();
-    float w[16];
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
         const uint32_t word = step < n ? in_shared<uint32_t>(ranges + (lane % 4 * n + step) * 4) : 0;
+        float v[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            w[4 * step + i] = s[4 * step + i] * (kMost / kTop) * range_at(word, i);
+            v[i] = fmaf(s[4 * step + i], above_range(word, i), kMagic);  // the 1 too much is half an integer at most
         }
+        pack_bytes(v, to.query.high[step], to.query.low[step]);
     }
-    to.query.pack(w);
     const bool pair = block.r.v_kind == GGML_ZIPCACHE_PARAMS_F8_PAIR;
     float ones, with_middle;
     weigh_middles(to.query, pair, ranges + n * kStep, n, lane, ones, with_middle);
-    const float unit = own * (kTop / kMost) * block.r.units.v_range;
+    const float unit = own * block.r.units.v_range;
     const float middle = pair ? (with_middle - 128 * ones) * (1.0f / 256) : 0.0f;
     to.offset = unit * (middle - block.shrink() / 2 * ones);
     to.unit = unit * block.shrink() / block.levels();
@@ -252,7 +270,7 @@ __device__ __forceinline__ void weigh_any(const ValueBlock & block, int n_sets, 
                                           float own, int lane, Weighing & to) {
     const int n_places = block.n_steps * kStep, first = set * n_places + (lane % 4) * (n_places / 4);
     const TokenParams params = token_params(shared_bytes() + block.params(), block.r.v_kind, n_sets * n_places,
-                                            block.r.units.v_range, block.shrink(), block.ref.v_bits);
+                                            block.r.units.v_range, block.shrink(), block.ref.v_bits());
     float w[16], offset = 0;
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
@@ -281,7 +299,7 @@ template <int D>
 __device__ __forceinline__ void add_channels(const ValueBlock & block, const float (&s)[16], float own, float total,
                                              int lane, Sums<D> & sums) {
     const auto & r = block.r;
-    const int set = r.v_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR ? block.ref.tier * D * 4 : 0;
+    const int set = r.v_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR ? block.ref.tier() * D * 4 : 0;
     const uint8_t * params =
         r.v_scope == GGML_ZIPCACHE_SCOPE_GROUP ? shared_bytes() + block.params() : r.v_params + set;
     float w[16];
@@ -291,58 +309,48 @@ __device__ __forceinline__ void add_channels(const ValueBlock & block, const flo
     }
     Weighing weighing;
     pack_scaled(w, own, weighing);
-    int c[Shape<D>::kRegs][4];
-    multiply_values<D>(weighing.query, block.ref.v_bits, block.slot, block.n_steps, lane, c);
-#pragma unroll
-    for (int i = 0; i < Shape<D>::kQuarter; ++i) {
+    multiply_values<D>(weighing.query, block.ref.v_bits(), block.slot, block.n_steps, lane, [&](int i, float product) {
         const Param p = channel_param(block, params, channel_index(8 * (i / 2) + lane % 4 * 2 + i % 2, D), D);
-        const float product = whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]) * weighing.unit;
-        sums.out[i] += fmaf(product, p.scale, p.min * total * own);
-    }
+        sums.out[i] += fmaf(product * weighing.unit, p.scale, p.min * total * own);
+    });
 }
 
-// Adds a block's values by its logits. s is used up.
-template <int D>
+// Adds a block's values by its logits. s is used up. Any: whatever the format; else tokens have parameters of their
+// own, for all channels.
+template <int D, bool Any>
 __device__ __forceinline__ void add_values(const ValueBlock & block, float (&s)[16], int lane, Sums<D> & sums) {
     const auto & r = block.r;
     sums.move_to(r.v, lane);
     float total;
     const float own = take_weights<D>(s, sums, total);
-    if (block.ref.v_bits == 0) {
+    if (block.ref.v_bits() == 0) {
         return;
     }
-    if (r.v_scope != GGML_ZIPCACHE_SCOPE_TOKEN) {
+    if (Any && r.v_scope != GGML_ZIPCACHE_SCOPE_TOKEN) {
         add_channels<D>(block, s, own, total, lane, sums);
         return;
     }
-    const bool f8 = r.v_kind == GGML_ZIPCACHE_PARAMS_F8_PAIR || r.v_kind == GGML_ZIPCACHE_PARAMS_F8_SCALE;
-    const int n_sets = D / r.v_block;
-#pragma unroll 1
-    for (int set = 0; set < n_sets; ++set) {
+    const int n_sets = Any ? D / r.v_block : 1;
+    if (n_sets == 1 && (!Any || r.v_kind != GGML_ZIPCACHE_PARAMS_F16_SCALE)) {
         Weighing w;
-        if (n_sets == 1 && f8) {
-            weigh_f8(block, s, own, lane, w);
-        } else if (n_sets == 1 && r.v_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR) {
+        if (r.v_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR) {
             weigh_pairs(block, s, own, lane, w);
         } else {
-            weigh_any(block, n_sets, set, s, own, lane, w);
+            weigh_f8(block, s, own, lane, w);
         }
-        int c[Shape<D>::kRegs][4];
-        multiply_values<D>(w.query, block.ref.v_bits, block.slot, block.n_steps, lane, c);
-        if (n_sets == 1) {
-            sums.offset += w.offset;
-#pragma unroll
-            for (int i = 0; i < Shape<D>::kQuarter; ++i) {
-                sums.out[i] = fmaf(whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]), w.unit, sums.out[i]);
-            }
-            return;
-        }
-        // all are multiplied and one set is used: the loop stays short, and such formats are rare
-#pragma unroll
-        for (int i = 0; i < Shape<D>::kQuarter; ++i) {
-            const float value = fmaf(whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]), w.unit, w.offset);
-            sums.out[i] += i / 2 * 8 / r.v_block == set ? value : 0.0f;
-        }
+        sums.offset += w.offset;
+        multiply_values<D>(w.query, block.ref.v_bits(), block.slot, block.n_steps, lane,
+                           [&](int i, float product) { sums.out[i] = fmaf(product, w.unit, sums.out[i]); });
+        return;
+    }
+    // all are multiplied and one set is used: the loop stays short, and such formats are rare
+#pragma unroll 1
+    for (int set = 0; Any && set < n_sets; ++set) {
+        Weighing w;
+        weigh_any(block, n_sets, set, s, own, lane, w);
+        multiply_values<D>(w.query, block.ref.v_bits(), block.slot, block.n_steps, lane, [&](int i, float product) {
+            sums.out[i] += i / 2 * 8 / r.v_block == set ? fmaf(product, w.unit, w.offset) : 0.0f;
+        });
     }
 }
 

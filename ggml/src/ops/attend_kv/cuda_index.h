@@ -37,7 +37,7 @@ struct IndexHeader {
 };
 
 // What one head of a segment has for all its blocks.
-struct HeadRecord {
+struct alignas(16) HeadRecord {
     Space k, v;
     const uint8_t * k_params;  // of scope `segment`: [n_sets] of [head_dim]
     const uint8_t * v_params;
