@@ -200,8 +200,6 @@ def test_a_context_that_does_not_fit_is_refused(models: tuple[Model, Model], tmp
         tmp_path / "long.gguf", shape, tiny_models.random_weights(shape), llama__context_length=1 << 29
     )
     model = Model(path, device="cuda")
-    with pytest.raises(
-        ContextError, match=r"takes \d+ MiB with the KV policy f16, and cuda:0 has .* n_ctx up to \d+"
-    ):
+    with pytest.raises(ContextError, match=r"takes \d+ MiB with the KV policy f16, and cuda:0 has .* n_ctx up to \d+"):
         model.session(n_ctx=1 << 29, kv=KvOptions("f16"))
     assert 1 << 16 < model.session(kv=KvOptions("f16")).n_ctx < 1 << 29

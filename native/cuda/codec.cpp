@@ -18,6 +18,10 @@ const float * divisors(const Segment & s, bool keys, const HParams & h) {
     return keys || s.device_divisors.size() == 0 ? nullptr : s.device_divisors.as<float>();
 }
 
+bool of_prefill(const Probes & probes) {
+    return probes.slot.empty();
+}
+
 SegmentSizes sizes_of(const ggml_zipcache_format & f, int64_t n) {
     SegmentSizes sizes = {};
     const TierErrors errors = tier_errors(f);
@@ -82,10 +86,10 @@ CudaCodec::Scores CudaCodec::score(const Rows & rows, int64_t first, int64_t n, 
     const cudaStream_t stream = device_.stream();
     const auto n_probes = static_cast<int32_t>(probes.size());
     Scores s(h_.n_kv_heads, rows.n, n, probes.row, stream);
-    if (n_probes > 0 && probes.device_q) {
-        const ggml_zipcache_probes args = {h_.n_heads,          h_.n_kv_heads,  h_.head_dim, h_.attention_scale,
-                                           rows.sliding_window, rows.n,         rows.stride, rows.k,
-                                           s.probe_row.data(),  probes.device_q};
+    if (n_probes > 0 && of_prefill(probes)) {
+        const ggml_zipcache_probes args = {h_.n_heads,          h_.n_kv_heads, h_.head_dim, h_.attention_scale,
+                                           rows.sliding_window, rows.n,        rows.stride, rows.k,
+                                           s.probe_row.data(),  probes.q};
         const ggml_zipcache_cuda_scores out = {n_probes, s.score.data(), s.square.data()};
         Temporary<uint8_t> workspace(ggml_zipcache_cuda_score_probes_workspace(&args, n_probes), stream);
         check(ggml_zipcache_cuda_score_probes(&args, &out, workspace.data(), workspace.bytes(), stream),
@@ -109,8 +113,8 @@ std::shared_ptr<const Balance> CudaCodec::find_balance(int layer, const Rows & r
     const BalanceOut out = {at, at + width, at + 2 * width, at + 2 * width + h_.n_kv_heads};
     const Temporary<float> norms(norms_.of(layer), stream);
     // a window that is a layer's first has decode steps for probes
-    const Temporary<float> queries(probes.device_q ? 0 : probes.size() * h_.n_heads * h_.head_dim, stream);
-    if (!probes.device_q) {
+    const Temporary<float> queries(of_prefill(probes) ? 0 : probes.size() * h_.n_heads * h_.head_dim, stream);
+    if (!of_prefill(probes)) {
         const Temporary<int32_t> slot(probes.slot, stream);
         gather_queries(probes.slot_q, slot.data(), probes.size(), h_.n_heads * h_.head_dim, queries.data(), stream);
     }
@@ -120,7 +124,7 @@ std::shared_ptr<const Balance> CudaCodec::find_balance(int layer, const Rows & r
                               n,
                               static_cast<int32_t>(probes.size()),
                               scores.probe_row.data(),
-                              probes.device_q ? probes.device_q : queries.data(),
+                              of_prefill(probes) ? probes.q : queries.data(),
                               scores.square.data(),
                               scores.seen.data(),
                               norms.data()};
@@ -280,8 +284,8 @@ std::shared_ptr<const Bytes> CudaCodec::places(const Segment & s) const {
     return places;
 }
 
-int64_t CudaCodec::dequantize(const Segment & s, int64_t first, int64_t last, uint16_t * k, uint16_t * v,
-                              int64_t stride, const Parallel &) const {
+std::vector<int64_t> CudaCodec::dequantize(const Segment & s, int64_t first, int64_t last, uint16_t * k, uint16_t * v,
+                                           int64_t stride, const Parallel &) const {
     const int64_t n = s.n_tokens, dim = h_.head_dim;
     const size_t row = dim * sizeof(uint16_t);
     auto lock = device_.turn();
@@ -298,7 +302,8 @@ int64_t CudaCodec::dequantize(const Segment & s, int64_t first, int64_t last, ui
     check(cudaMemcpyAsync(is_kept.data(), kept.data(), n, cudaMemcpyDeviceToHost, stream), "read what is kept");
     check(cudaStreamSynchronize(stream), "dequantize");
     lock.unlock();
-    int64_t rows = 0;
+    std::vector<int64_t> tokens;
+    tokens.reserve(last - first);
     for (int64_t begin = first, end; begin < last; begin = end) {  // runs of tokens that are kept
         end = begin + 1;
         if (!is_kept[begin]) {
@@ -308,12 +313,14 @@ int64_t CudaCodec::dequantize(const Segment & s, int64_t first, int64_t last, ui
             ++end;
         }
         for (auto [to, from] : {std::pair(k, all_k.data()), std::pair(v, all_v.data())}) {
-            device_.copy(to + rows * dim, stride * row, from + begin * dim, n * row, (end - begin) * row,
+            device_.copy(to + tokens.size() * dim, stride * row, from + begin * dim, n * row, (end - begin) * row,
                          h_.n_kv_heads);
         }
-        rows += end - begin;
+        for (; begin < end; ++begin) {
+            tokens.push_back(begin);
+        }
     }
-    return rows;
+    return tokens;
 }
 
 StoredSegment CudaCodec::store(const Segment & s) const {

@@ -18,8 +18,8 @@ class CudaCodec : public SegmentCodec {
                                             const Probes & probes, std::shared_ptr<const Balance> balance,
                                             const Parallel & parallel) const override;
     std::shared_ptr<const Bytes> places(const Segment & segment) const override;
-    int64_t dequantize(const Segment & segment, int64_t first, int64_t last, uint16_t * k, uint16_t * v, int64_t stride,
-                       const Parallel & parallel) const override;
+    std::vector<int64_t> dequantize(const Segment & segment, int64_t first, int64_t last, uint16_t * k, uint16_t * v,
+                                    int64_t stride, const Parallel & parallel) const override;
     size_t most_bytes(int64_t n_tokens) const override;
     StoredSegment store(const Segment & segment) const override;
     void restore(Segment & segment, StoredSegment stored) const override;

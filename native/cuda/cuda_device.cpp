@@ -16,10 +16,6 @@
 namespace zipcache::cuda {
 namespace {
 
-bool is_own(const ggml_tensor * node) {
-    return node->op == GGML_OP_CUSTOM;
-}
-
 cudaEvent_t native(ggml_backend_event_t event) {
     return static_cast<cudaEvent_t>(event->context);
 }

@@ -9,6 +9,12 @@ namespace {
 
 void never(ggml_tensor *, int, int, void *) {}  // the CPU's function; CUDA's nodes do not run there
 
+ggml_custom_op_params params_of(const ggml_tensor * node) {
+    ggml_custom_op_params params;
+    std::memcpy(&params, node->op_params, sizeof params);
+    return params;
+}
+
 }  // namespace
 
 ggml_tensor * own_node(ggml_context * ctx, const OwnNode & work, int64_t n, ggml_tensor ** inputs, int n_inputs) {
@@ -19,10 +25,12 @@ ggml_tensor * own_node_inplace(ggml_context * ctx, const OwnNode & work, ggml_te
     return ggml_custom_inplace(ctx, to, &input, 1, never, 1, const_cast<OwnNode *>(&work));
 }
 
+bool is_own(const ggml_tensor * node) {
+    return node->op == GGML_OP_CUSTOM && params_of(node).fun == never;
+}
+
 const OwnNode & work_of(const ggml_tensor * node) {
-    ggml_custom_op_params params;
-    std::memcpy(&params, node->op_params, sizeof params);
-    return *static_cast<const OwnNode *>(params.userdata);
+    return *static_cast<const OwnNode *>(params_of(node).userdata);
 }
 
 }  // namespace zipcache::cuda

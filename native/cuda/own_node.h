@@ -19,6 +19,7 @@ class OwnNode {
 ggml_tensor * own_node(ggml_context * ctx, const OwnNode & work, int64_t n, ggml_tensor ** inputs, int n_inputs);
 // The same where it changes `to`.
 ggml_tensor * own_node_inplace(ggml_context * ctx, const OwnNode & work, ggml_tensor * to, ggml_tensor * input);
+bool is_own(const ggml_tensor * node);
 const OwnNode & work_of(const ggml_tensor * node);
 
 }  // namespace zipcache::cuda

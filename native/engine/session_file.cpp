@@ -392,7 +392,7 @@ SegmentUse SessionFile::read_segment(ByteReader & in, const KvCache & cache, con
     if (policy.v_divisor == Divisor::normalizer) {
         stored.v_divisor = read_divisor(in, *cache.h_);
     }
-    stored.data = in.array<uint8_t>(n_bytes, "a segment");
+    stored.data = in.array<uint8_t, PageVector<uint8_t>>(n_bytes, "a segment");
     if (const char * error =
             ggml_zipcache_segment_error(segment->format, n_tokens, stored.data.data(), stored.data.size())) {
         in.fail(error);

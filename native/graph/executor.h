@@ -8,6 +8,9 @@
 
 namespace zipcache {
 
+// The threads to compute with: as many as wanted, or one a core for 0. Throws ArgumentError.
+int thread_count(int wanted);
+
 // Where a model runs, and the host's threads beside it. Both live as long as the model. Sessions of a model take turns.
 class Executor {
   public:

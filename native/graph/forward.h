@@ -59,7 +59,7 @@ class PrefillGraphs {
 
   private:
     ggml_tensor * hidden(ggml_context * ctx, int64_t first, int64_t n) const;
-    ggml_tensor * masked(ggml_context * ctx, int64_t n_keys, int64_t n_queries);
+    ggml_tensor * masked(ggml_context * ctx, int64_t n_keys, int64_t n_queries, int64_t most_keys);
 
     const Network & network_;
     Executor & executor_;

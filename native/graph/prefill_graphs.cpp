@@ -10,26 +10,25 @@ namespace {
 
 constexpr int kMaxNodes = 256;  // one layer
 
-// What a stretch of queries at rows [first, first + n) sees of a layer.
+// Rows of a layer that a stretch of queries sees.
 struct Visible {
     int64_t first_key;
     int64_t n_seen;
     int64_t n_keys;  // those and what fills the last block
 };
 
-Visible visible_keys(int64_t first, int64_t n, int window, int64_t capacity, int block) {
-    int64_t from = window > 0 ? std::max<int64_t>(0, first - window + 1) : 0;
-    from = from / block * block;
-    const int64_t n_seen = first + n - from;
-    return {from, n_seen, std::min((n_seen + block - 1) / block * block, capacity - from)};
+// New tokens [first, first + n).
+Visible visible_keys(const PrefillRows & rows, int64_t first, int64_t n, int window, int block) {
+    const int64_t from = rows.first_seen(first, window) / block * block;
+    const int64_t n_seen = rows.n_past + first + n - from;
+    return {from, n_seen, std::min((n_seen + block - 1) / block * block, rows.k->ne[1] - from)};
 }
 
 // What each query sees of those keys, [2, n]: causal, and through a sliding window.
-void fill_spans(int32_t * spans, Visible keys, int64_t first, int64_t n, int window) {
+void fill_spans(int32_t * spans, const PrefillRows & rows, Visible keys, int64_t first, int64_t n, int window) {
     for (int64_t i = 0; i < n; ++i) {
-        const int64_t end = first + i + 1 - keys.first_key;
-        spans[2 * i] = static_cast<int32_t>(window > 0 ? std::max<int64_t>(0, end - window) : 0);
-        spans[2 * i + 1] = static_cast<int32_t>(end);
+        spans[2 * i] = static_cast<int32_t>(rows.first_seen(first + i, window) - keys.first_key);
+        spans[2 * i + 1] = static_cast<int32_t>(rows.n_past + first + i + 1 - keys.first_key);
     }
 }
 
@@ -140,7 +139,6 @@ void PrefillGraphs::embed(const int32_t * tokens, int64_t n_tokens, const std::a
 void PrefillGraphs::layer(const PrefillRows & rows, int layer, int64_t position, int64_t first, int64_t n,
                           const std::atomic<bool> & cancel) {
     const HParams & h = network_.h;
-    const int64_t row = rows.n_past + first;
     const bool last_layer = layer == h.n_layers - 1;
     const bool last_chunk = first + n == hidden_.tensor->ne[1];
     const int window = h.window_of(layer);
@@ -149,14 +147,14 @@ void PrefillGraphs::layer(const PrefillRows & rows, int layer, int64_t position,
     ggml_context * ctx = memory_.begin();
     // one query at the end sees all keys of its own range
     const int64_t n_queries = last_layer ? 1 : n;
-    const int64_t first_query = row + n - n_queries;
-    const Visible keys = visible_keys(first_query, n_queries, window, rows.k->ne[1], executor_.device().key_block());
+    const int64_t first_query = first + n - n_queries;
+    const Visible keys = visible_keys(rows, first_query, n_queries, window, executor_.device().key_block());
     ggml_tensor * mask = nullptr;
     if (!last_layer || keys.n_keys > keys.n_seen) {
-        fill_spans(inputs_.host(kSpans), keys, first_query, n_queries, window);
-        mask = masked(ctx, keys.n_keys, n_queries);
+        fill_spans(inputs_.host(kSpans), rows, keys, first_query, n_queries, window);
+        mask = masked(ctx, keys.n_keys, n_queries, rows.n_past + hidden_.tensor->ne[1]);
     }
-    PrefillAttention attention(rows, row, keys, mask, h.attention_scale, last_layer);
+    PrefillAttention attention(rows, rows.n_past + first, keys, mask, h.attention_scale, last_layer);
     const auto probe = std::lower_bound(probes_.begin(), probes_.end(), first);
     const auto end = std::lower_bound(probe, probes_.end(), first + n);
     if (probe != end) {
@@ -183,10 +181,11 @@ void PrefillGraphs::layer(const PrefillRows & rows, int layer, int64_t position,
 }
 
 // [n_keys, n_queries] f16, filled on the device by what kSpans holds.
-ggml_tensor * PrefillGraphs::masked(ggml_context * ctx, int64_t n_keys, int64_t n_queries) {
+ggml_tensor * PrefillGraphs::masked(ggml_context * ctx, int64_t n_keys, int64_t n_queries, int64_t most_keys) {
     if (!mask_.tensor || mask_.tensor->ne[0] < n_keys * n_queries) {
         mask_ = OwnTensor();
-        mask_ = OwnTensor(executor_.device(), GGML_TYPE_F16, n_keys * n_queries);
+        // at once what the last chunk takes: memory that grows by copies leaves holes
+        mask_ = OwnTensor(executor_.device(), GGML_TYPE_F16, std::max(n_keys, most_keys) * n_queries);
     }
     ggml_tensor * mask = ggml_view_2d(ctx, mask_.tensor, n_keys, n_queries, n_keys * sizeof(ggml_fp16_t), 0);
     return executor_.device().fill_mask(ctx, mask, first_elements(ctx, inputs_.tensor(kSpans), 2 * n_queries));

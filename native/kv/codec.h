@@ -9,7 +9,7 @@ namespace zipcache {
 struct StoredSegment {
     std::vector<float> k_divisor;  // [n_kv_heads, head_dim] of this segment alone, or empty
     std::vector<float> v_divisor;
-    std::vector<uint8_t> data;  // ggml/src/format.h
+    PageVector<uint8_t> data;  // ggml/src/format.h
 };
 
 // Turns rows into segments and back, where they lie. Immutable.
@@ -25,9 +25,9 @@ class SegmentCodec {
     virtual std::shared_ptr<const Bytes> places(const Segment & segment) const = 0;
     // Tokens [first, last) of a segment as rows, without the evicted ones, which are the same in every head.
     //   k, v  [n_kv_heads, stride, head_dim] f16, from the first row on
-    // Returns the number of rows.
-    virtual int64_t dequantize(const Segment & segment, int64_t first, int64_t last, uint16_t * k, uint16_t * v,
-                               int64_t stride, const Parallel & parallel) const = 0;
+    // Returns the token of each row, rising.
+    virtual std::vector<int64_t> dequantize(const Segment & segment, int64_t first, int64_t last, uint16_t * k,
+                                            uint16_t * v, int64_t stride, const Parallel & parallel) const = 0;
     // What the segments of a layer take at most for a prompt of n_tokens.
     virtual size_t most_bytes(int64_t n_tokens) const = 0;
     // A segment as files hold it, and back. `segment` has its format, number of tokens and balance.

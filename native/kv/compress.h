@@ -2,6 +2,7 @@
 #include <memory>
 #include <optional>
 
+#include "common/pages.h"
 #include "kv/balance.h"
 #include "kv/output_norms.h"
 
@@ -14,7 +15,7 @@ struct Segment {
     int64_t n_tokens = 0;
     std::shared_ptr<const Balance> balance;  // shared with the layer's other segments, or null
     // where the host is the device
-    std::vector<uint8_t> data;
+    PageVector<uint8_t> data;
     std::vector<float> k_divisor;  // [n_kv_heads, head_dim] of this segment alone, or empty
     std::vector<float> v_divisor;
     // else the same in the device's memory and order

@@ -32,8 +32,8 @@ std::shared_ptr<const Bytes> HostCodec::places(const Segment & s) const {
     return places;
 }
 
-int64_t HostCodec::dequantize(const Segment & s, int64_t first, int64_t last, uint16_t * k, uint16_t * v,
-                              int64_t stride, const Parallel & parallel) const {
+std::vector<int64_t> HostCodec::dequantize(const Segment & s, int64_t first, int64_t last, uint16_t * k, uint16_t * v,
+                                           int64_t stride, const Parallel & parallel) const {
     const int64_t n = last - first, dim = h_.head_dim;
     std::vector<uint8_t> kept(n * h_.n_kv_heads);
     parallel(h_.n_kv_heads, [&](int head) {
@@ -41,16 +41,20 @@ int64_t HostCodec::dequantize(const Segment & s, int64_t first, int64_t last, ui
         ggml_zipcache_dequantize_kv(s.format, s.data.data(), head, first, n, s.keys_divisor(), s.values_divisor(),
                                     k + row, v + row, &kept[head * n]);
     });
-    int64_t n_kept = 0;
+    std::vector<int64_t> tokens;
+    tokens.reserve(n);
     for (int64_t t = 0; t < n; ++t) {
+        const auto n_kept = static_cast<int64_t>(tokens.size());
         for (int64_t head = 0; kept[t] && n_kept < t && head < h_.n_kv_heads; ++head) {
             for (uint16_t * rows : {k + head * stride * dim, v + head * stride * dim}) {
                 std::memcpy(rows + n_kept * dim, rows + t * dim, dim * sizeof(uint16_t));
             }
         }
-        n_kept += kept[t];
+        if (kept[t]) {
+            tokens.push_back(first + t);
+        }
     }
-    return n_kept;
+    return tokens;
 }
 
 size_t HostCodec::most_bytes(int64_t n_tokens) const {

@@ -142,20 +142,40 @@ void KvCache::refresh(int index) {
     layer.shown->show(layer.view);
 }
 
-// Rows of a layer's past, dequantized where compressed: those that any new token can see. Returns their number.
-int64_t KvCache::copy_past(int index, Window & to, const Parallel & parallel) const {
+int64_t PrefillRows::first_seen(int64_t token, int sliding_window) const {
+    const int64_t from = token + 1 - sliding_window;
+    if (sliding_window == 0 || from >= 0 || past.empty()) {
+        return sliding_window == 0 ? 0 : std::max<int64_t>(0, n_past + from);
+    }
+    return std::lower_bound(past.begin(), past.end(), from) - past.begin();
+}
+
+// Rows of a layer's past, dequantized where compressed: those that any new token can see.
+PrefillRows KvCache::copy_past(int index, const Window & to, const Parallel & parallel) const {
     const Layer & layer = layers_[index];
     const int64_t capacity = to.capacity(), dim = h_->head_dim;
     int64_t at = 0;
+    std::vector<int64_t> past;
+    past.reserve(capacity);
     for (const SegmentUse & use : layer.segments) {
-        at += codec_->dequantize(*use.segment, use.first_seen, use.last_seen, data_of(to.k) + at * dim,
-                                 data_of(to.v) + at * dim, capacity, parallel);
+        const auto kept = codec_->dequantize(*use.segment, use.first_seen, use.last_seen, data_of(to.k) + at * dim,
+                                             data_of(to.v) + at * dim, capacity, parallel);
+        for (int64_t token : kept) {
+            past.push_back(use.position + token - n_tokens_);
+        }
+        at += static_cast<int64_t>(kept.size());
     }
     if (n_window_ > 0) {
         copy_rows(layer.view.k, layer.view.capacity, data_of(to.k) + at * dim, capacity, n_window_);
         copy_rows(layer.view.v, layer.view.capacity, data_of(to.v) + at * dim, capacity, n_window_);
     }
-    return at + n_window_;
+    if (!past.empty() && past.front() == -(at + n_window_)) {
+        past.clear();  // nothing was evicted since
+    }
+    for (int64_t t = 0; !past.empty() && t < n_window_; ++t) {
+        past.push_back(t - n_window_);
+    }
+    return {to.k, to.v, at + n_window_, std::move(past)};
 }
 
 // The rows from `first` on stay uncompressed: made.n_window of them.
@@ -171,7 +191,7 @@ void KvCache::keep_window(Made & made, const Rows & rows, int64_t first) const {
 PrefillRows KvCache::begin_prefill(int layer, int64_t n_new, const Parallel & parallel) {
     if (!policy_->compresses) {
         grow_windows(n_window_ + n_new);
-        return {layers_[layer].window.k, layers_[layer].window.v, n_window_};
+        return {layers_[layer].window.k, layers_[layer].window.v, n_window_, {}};
     }
     int64_t n_past = n_window_;
     for (const SegmentUse & use : layers_[layer].segments) {
@@ -181,8 +201,9 @@ PrefillRows KvCache::begin_prefill(int layer, int64_t n_new, const Parallel & pa
         scratch_ = Window();
         scratch_ = allocate(whole_blocks(n_past + n_new));
     }
-    past_rows_ = copy_past(layer, scratch_, parallel);
-    return {scratch_.k, scratch_.v, past_rows_};
+    PrefillRows rows = copy_past(layer, scratch_, parallel);
+    past_rows_ = rows.n_past;
+    return rows;
 }
 
 void KvCache::end_prefill(int index, int64_t n_new, const std::vector<int64_t> & probes, const float * probe_q,
@@ -209,10 +230,7 @@ void KvCache::end_prefill(int index, int64_t n_new, const std::vector<int64_t> &
         for (int64_t probe : probes) {
             p.row.push_back(past_rows_ + probe);
         }
-        if (p.size() > 0 && device_->is_host()) {
-            p.q.assign(probe_q, probe_q + p.size() * h_->n_heads * h_->head_dim);
-        }
-        p.device_q = probe_q;
+        p.q = probe_q;
         if (n > 0) {
             auto segment = codec_->compress(index, rows, first, n, p, layer.balance, parallel);
             made.balance = segment->balance;
@@ -300,7 +318,8 @@ ProbeSlots KvCache::show_slots(const Layer & layer) const {
     return slots;
 }
 
-Probes KvCache::recorded_probes(int index) const {
+// queries: room for them as f32, where the host reads them.
+Probes KvCache::recorded_probes(int index, std::vector<float> & queries) const {
     const Slots & slots = layers_[index].slots;
     const int64_t width = int64_t(h_->n_heads) * h_->head_dim;
     Probes probes;
@@ -313,11 +332,12 @@ Probes KvCache::recorded_probes(int index) const {
         probes.slot.push_back(static_cast<int32_t>(i));
         if (device_->is_host()) {
             const float * log_sum = slots.log_sum.as<float>() + i * h_->n_heads;
-            probes.q.resize(probes.q.size() + width);
-            ggml_fp16_to_fp32_row(slots.q.as<uint16_t>() + i * width, &probes.q[probes.q.size() - width], width);
+            queries.resize(queries.size() + width);
+            ggml_fp16_to_fp32_row(slots.q.as<uint16_t>() + i * width, &queries[queries.size() - width], width);
             probes.log_sum.insert(probes.log_sum.end(), log_sum, log_sum + h_->n_heads);
         }
     }
+    probes.q = queries.data();
     probes.slot_q = slots.q.as<uint16_t>();
     probes.slot_log_sum = slots.log_sum.as<float>();
     return probes;
@@ -327,8 +347,10 @@ void KvCache::compress_window(int index, const Parallel & parallel) {
     Layer & layer = layers_[index];
     const int64_t n = policy_->n_window;
     const Rows rows = {n_window_, layer.view.capacity, layer.view.k, layer.view.v, h_->window_of(index)};
+    std::vector<float> queries;
+    const Probes probes = recorded_probes(index, queries);
     Made made;
-    auto segment = codec_->compress(index, rows, 0, n, recorded_probes(index), layer.balance, parallel);
+    auto segment = codec_->compress(index, rows, 0, n, probes, layer.balance, parallel);
     made.balance = segment->balance;
     made.segment = SegmentUse{std::move(segment), n_tokens_ - n_window_, 0, n, nullptr};
     made.n_window = n_window_ - n;
