@@ -22,7 +22,7 @@ def inspect(path: str, n_ctx: int, repack: bool, kv: KvOptions) -> dict[str, Any
 
 def ggml_build() -> dict[str, Any]:
     """{"version", "commit", "source": "wheel" | "source", "features": {"AVX2": True, ...},
-    "kernels": "ref" | "avx2" | "avx512" | "vnni"}"""
+    "kernels": "ref" | "avx2" | "avx512" | "vnni" | "neon" | "dotprod"}"""
 
 def cuda_devices() -> dict[str, Any]:
     """{"descriptions": of cuda:0, cuda:1, ..., "missing": why there are none, or ""}"""

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from . import _core, checks, cli
 from ._core import ArgumentError, FileError, ModelError
+from .options import KvOptions
 from .quantize_plan import ALIASES, MIXES, Facts, Tensor, file_type, find_mix, plan
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ class Plan:
         need_gguf()
         from gguf import GGML_QUANT_SIZES
 
-        report = _core.inspect(checks.path(source, "the source"), 1)  # checks all that the plain reader trusts
+        # checks all that the plain reader trusts
+        report = _core.inspect(checks.path(source, "the source"), 1, True, KvOptions("f16").to_core())
         reader = _reader(source)
         tensors = {tensor.name: tensor for tensor in reader.tensors}
         shapes = {name: _shape(tensor) for name, tensor in tensors.items()}
