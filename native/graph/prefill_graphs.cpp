@@ -1,6 +1,4 @@
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <numeric>
 
 #include "graph/forward.h"

@@ -6,6 +6,7 @@
 
 namespace zipcache {
 
+// A segment as files hold it.
 struct StoredSegment {
     std::vector<float> k_divisor;  // [n_kv_heads, head_dim] of this segment alone, or empty
     std::vector<float> v_divisor;
