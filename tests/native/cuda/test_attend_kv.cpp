@@ -59,7 +59,10 @@ Sequence random_sequence(std::mt19937 & random, const Shape & shape, bool common
         if (common) {
             make_common(s.samples.back(), random);
         }
-        if (i > 0 && random() % 3 == 0) {  // a layer's segments share their divisors
+        if (i > 0 && common) {
+            s.samples[i].format.k.rotate = s.samples[0].format.k.rotate;
+        }
+        if (i > 0 && (common || random() % 3 == 0)) {  // a layer's segments share their divisors
             s.samples[i].k_divisor = s.samples[0].k_divisor;
             s.samples[i].v_divisor = s.samples[0].v_divisor;
             s.samples[i].quantize();
@@ -159,7 +162,8 @@ OnDevice put_case(const Case & c) {
         for (size_t i = 0; i < s.samples.size(); ++i) {
             const Sample & x = s.samples[i];
             auto segment = put_segment(arena, s, int(i));
-            any_format |= !ggml_zipcache_cuda_is_common(&x.format);
+            any_format |= !ggml_zipcache_cuda_is_common(&x.format) || x.k_divisor != s.samples[0].k_divisor ||
+                          x.format.k.rotate != s.samples[0].format.k.rotate;
             if (!segment.k_divisor) {
                 segment.k_divisor = segments[0].k_divisor;
                 segment.v_divisor = segments[0].v_divisor;

@@ -231,9 +231,14 @@ struct Worker {
         const uint32_t first = key ? 0 : ref.v_codes(), n = key ? ref.v_codes() : ref.size() - first;
         const uint32_t slot = shared_address(shared_bytes()) + ring + (key ? 0 : Shape<D>::kSlot);
         const uint8_t * from = ref.data() + first;
-#pragma unroll 4
-        for (uint32_t i = lane * 16; i < n; i += kLanes * 16) {
-            copy_async(slot + i, from + i);
+#pragma unroll 1
+        for (uint32_t base = lane * 16; base < n; base += 4 * kLanes * 16) {
+#pragma unroll
+            for (uint32_t i = base; i < base + 4 * kLanes * 16; i += kLanes * 16) {
+                if (i < n) {
+                    copy_async(slot + i, from + i);
+                }
+            }
         }
         if (!key && ref.v_pairs() > 0 && lane < ref.n_steps() * 4) {  // four pairs a lane
             copy_async(slot + ref.v_params() - first + lane * 16, ref.data() - ref.v_pairs() + lane * 16);
@@ -451,7 +456,7 @@ struct Shared {
 };
 
 // By one thread.
-template <int D>
+template <int D, bool Any>
 __device__ void open_item(const AttendParams & p, int number, uint32_t stored, Shared & shared) {
     const Item item = item_at<D>(p, number);
     Space k_home = {}, v_home = {};
@@ -462,8 +467,10 @@ __device__ void open_item(const AttendParams & p, int number, uint32_t stored, S
         k_home.divisor += k_home.divisor ? channel : 0;
         v_home.divisor += v_home.divisor ? channel : 0;
     }
+    // the fast kernel has but one space of queries: what it cannot compute must not look like a result
+    const bool wrong = !Any && item.n_blocks > 0 && !k_home.same;
     shared.item = item;
-    shared.queries = {p.a.q + int64_t(item.row) * D, item.n_rows, p.a.scale * kLog2e, stored, k_home, {}};
+    shared.queries = {p.a.q + int64_t(item.row) * D, item.n_rows, wrong ? NAN : p.a.scale * kLog2e, stored, k_home, {}};
     shared.v_home = v_home;
 }
 
@@ -480,7 +487,7 @@ __global__ void __launch_bounds__(Shape<D>::kWarps * kLanes, 1) attend(AttendPar
     uint64_t before = run.before;
     for (int number = run.item; number < p.n_items && before < run.last; ++number) {
         if (threadIdx.x == 0) {
-            open_item<D>(p, number, stored, shared);
+            open_item<D, Any>(p, number, stored, shared);
         }
         __syncthreads();
         const Item & item = shared.item;

@@ -4,15 +4,17 @@
 
 namespace zipcache::cuda {
 
-// x: channel 8 i + 2 quarter + e at [2 i + e], of one space of stored values, to another.
+// x: channel 8 i + 2 quarter + e at [2 i + e], of one space of stored values, to another. Spaces come by value: a
+// struct whose address is taken is kept in memory.
 template <int D>
-__device__ __noinline__ void change_space(float * x, const Space & from, const Space & to, int lane) {
+__device__ __noinline__ void change_space(float * x, Space from, Space to, int lane) {
     constexpr int kN = Shape<D>::kQuarter, kSize = D & -D;
     float y[kN];
 #pragma unroll
     for (int i = 0; i < kN; ++i) {
         y[i] = x[i];
     }
+#pragma unroll 1
     for (int half = 0; half < 2; ++half) {  // out of one, into the other
         if (half == 0 ? from.rotate : to.rotate) {
             quad_hadamard<1>(y, kSize, rsqrtf(float(kSize)));
