@@ -231,7 +231,7 @@ __device__ __forceinline__ void multiply_step(const KeyQuery<D> & a, const uint3
 template <int D>
 __device__ __forceinline__ void weigh_tokens(const KeyQuery<D> & a, const HeadRecord & r, const Ref & ref,
                                              uint32_t slot, int n_places, int first,
-                                             const uint32_t (&b)[Shape<D>::kRegs], float (&s)[4]) {
+                                             const uint32_t (&b)[Shape<D>::kRegs], float * s) {
     const int block = r.k_block;
     const uint8_t * data = r.k_shared_heads ? reinterpret_cast<const uint8_t *>(r.k_shared + ref.place())
                                             : shared_bytes() + slot + ref.k_params();
@@ -281,23 +281,32 @@ __device__ __forceinline__ void key_logits(const KeyQuery<D> & a, const HeadReco
     }
     with_bits(ref.k_bits(), [&](auto bits) {
 #pragma unroll 1
-        for (int step = 0; step < n_steps; ++step) {
-            uint32_t b[Shape<D>::kRegs];
-            unpack<decltype(bits)::value, D>(slot, n_steps, step, lane, 0, b);
-            float own[4];
-            if (by_token) {
-                weigh_tokens<D>(a, r, ref, slot, n_places, (lane % 4) * (n_places / 4) + step * 4, b, own);
-            } else {
-                int c[2][4] = {};
-                multiply_step<D>(a, b, c);
+        for (int pair = 0; 2 * pair < n_steps; ++pair) {
+            float own[8];
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    own[i] = fmaf(whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]), a.unit, a.offset);
+            for (int half = 0; half < 2; ++half) {
+                const int step = 2 * pair + half;
+                float * to = own + 4 * half;
+                if (step >= n_steps) {
+                    to[0] = to[1] = to[2] = to[3] = -INFINITY;
+                    continue;
+                }
+                uint32_t b[Shape<D>::kRegs];
+                unpack<decltype(bits)::value, D>(slot, n_steps, step, lane, 0, b);
+                if (by_token) {
+                    weigh_tokens<D>(a, r, ref, slot, n_places, (lane % 4) * (n_places / 4) + step * 4, b, to);
+                } else {
+                    int c[2][4] = {};
+                    multiply_step<D>(a, b, c);
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        to[i] = fmaf(whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]), a.unit, a.offset);
+                    }
                 }
             }
 #pragma unroll
             for (int i = 0; i < 16; ++i) {  // the loop is not unrolled, so the place is chosen
-                s[i] = i / 4 == step ? own[i % 4] : s[i];
+                s[i] = i / 8 == pair ? own[i % 8] : s[i];
             }
         }
     });
