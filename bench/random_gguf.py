@@ -1,7 +1,7 @@
 """Writes a GGUF file of a given llama shape with random weights, for speed and memory at sizes that no package carries.
 
 python bench/random_gguf.py OUT.gguf [--layers 32] [--embd 4096] [--heads 32] [--kv-heads 8] [--head-dim 128]
-                            [--ff 14336] [--vocab 128256] [--ctx 131072] [--type q8_0]
+                            [--ff 14336] [--experts 0] [--experts-used 0] [--vocab 128256] [--ctx 131072] [--type q8_0]
 """
 
 import argparse
@@ -21,7 +21,9 @@ class Shape:
     heads: int = 32
     kv_heads: int = 8
     head_dim: int = 128
-    ff: int = 14336
+    ff: int = 14336  # of one expert, where there are experts
+    experts: int = 0
+    experts_used: int = 0
     vocab: int = 128256
     ctx: int = 131072
 
@@ -39,15 +41,18 @@ def write(path: Path, shape: Shape, kind: gguf.GGMLQuantizationType = gguf.GGMLQ
     writer.add_feed_forward_length(shape.ff)
     writer.add_context_length(shape.ctx)
     writer.add_layer_norm_rms_eps(1e-5)
+    if shape.experts:
+        writer.add_expert_count(shape.experts)
+        writer.add_expert_used_count(shape.experts_used)
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     random = np.random.default_rng(0)
-    made: dict[tuple[int, int], np.ndarray] = {}
+    made: dict[tuple[int, ...], np.ndarray] = {}
 
-    def matrix(name: str, n_out: int, n_in: int) -> None:
-        if (n_out, n_in) not in made:
-            values = (random.standard_normal((n_out, n_in), np.float32) / np.sqrt(n_in)).astype(np.float32)
-            made[n_out, n_in] = gguf.quants.quantize(values, kind)
-        writer.add_tensor(name, made[n_out, n_in], raw_dtype=kind)
+    def matrix(name: str, *sizes: int) -> None:
+        if sizes not in made:
+            values = (random.standard_normal(sizes, np.float32) / np.sqrt(sizes[-1])).astype(np.float32)
+            made[sizes] = gguf.quants.quantize(values, kind)
+        writer.add_tensor(name, made[sizes], raw_dtype=kind)
 
     matrix("token_embd.weight", shape.vocab, shape.embd)
     writer.add_tensor("output_norm.weight", np.ones(shape.embd, np.float32))
@@ -59,11 +64,20 @@ def write(path: Path, shape: Shape, kind: gguf.GGMLQuantizationType = gguf.GGMLQ
             ("attn_k", kv, shape.embd),
             ("attn_v", kv, shape.embd),
             ("attn_output", shape.embd, q),
+        ):
+            matrix(f"blk.{i}.{name}.weight", n_out, n_in)
+        for name, n_out, n_in in (
             ("ffn_gate", shape.ff, shape.embd),
             ("ffn_up", shape.ff, shape.embd),
             ("ffn_down", shape.embd, shape.ff),
         ):
-            matrix(f"blk.{i}.{name}.weight", n_out, n_in)
+            if shape.experts:
+                matrix(f"blk.{i}.{name}_exps.weight", shape.experts, n_out, n_in)
+            else:
+                matrix(f"blk.{i}.{name}.weight", n_out, n_in)
+        if shape.experts:
+            router = random.standard_normal((shape.experts, shape.embd), np.float32) / np.sqrt(shape.embd)
+            writer.add_tensor(f"blk.{i}.ffn_gate_inp.weight", router.astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,5 +1,6 @@
 """Damaged and hostile model files: typed errors, and a process that lives on."""
 
+import dataclasses
 import random
 import subprocess
 import sys
@@ -66,6 +67,73 @@ def test_contradictions(changes: dict[str, object], says: str, tmp_path: Path) -
     path = small(tmp_path / "bad.gguf", **changes)
     with pytest.raises(ModelError, match=says):
         Model(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("mixtral", {"llama__expert_count": 0}, "no tensor blk.0.ffn_gate.weight"),
+        ("mixtral", {"llama__expert_count": None}, "no tensor blk.0.ffn_gate.weight"),
+        ("mixtral", {"llama__expert_count": 9}, r"ffn_gate_inp.weight has the shape .*; accepted: \[32, 9\]"),
+        ("mixtral", {"llama__expert_count": 2**31}, "llama.expert_count is 2147483648; accepted: 0 to 512"),
+        ("mixtral", {"llama__expert_count": "eight"}, "llama.expert_count"),
+        ("mixtral", {"llama__expert_used_count": None}, "no key llama.expert_used_count"),
+        ("mixtral", {"llama__expert_used_count": 0}, "llama.expert_used_count is 0; accepted: 1 to 8"),
+        ("mixtral", {"llama__expert_used_count": 9}, "llama.expert_used_count is 9; accepted: 1 to 8"),
+        (
+            "mixtral",
+            {"llama__feed_forward_length": 40},
+            r"ffn_gate_exps.weight has the shape .*; accepted: \[32, 40, 8\]",
+        ),
+        ("llama", {"llama__expert_count": 4, "llama__expert_used_count": 2}, "no tensor blk.0.ffn_gate_inp.weight"),
+        ("qwen3moe", {"qwen3moe__expert_count": 0}, "qwen3moe.expert_count is missing or 0; accepted: 1 or more"),
+        ("qwen3moe", {"qwen3moe__expert_count": None}, "qwen3moe.expert_count is missing or 0"),
+        (
+            "qwen3moe",
+            {"qwen3moe__expert_feed_forward_length": None},
+            r"ffn_gate_exps.weight.* accepted: \[32, 28, 24\]",
+        ),
+        ("qwen3moe", {"qwen3moe__expert_weights_norm": "yes"}, "qwen3moe.expert_weights_norm.* a boolean"),
+    ],
+)
+def test_contradictions_about_experts(name: str, changes: dict[str, object], says: str, tmp_path: Path) -> None:
+    shape = tiny_models.SHAPES[name]
+    path = tiny_models.write(tmp_path / "bad.gguf", shape, tiny_models.random_weights(shape), **changes)
+    with pytest.raises(ModelError, match=says):
+        Model(path)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "change", "says"),
+    [
+        ("ffn_down_exps", lambda w: w[:, :, :-1], r"ffn_down_exps.weight has the shape \[47, 32, 8, 1\]; accepted: \[48, 32, 8\]"),
+        ("ffn_up_exps", lambda w: w[:-1], "ffn_up_exps.weight has the shape"),
+        ("ffn_up_exps", lambda w: w[0], "ffn_up_exps.weight has the shape"),
+        ("ffn_gate_exps", lambda w: w.astype(np.int32), "ffn_gate_exps.weight is i32"),
+        ("ffn_gate_inp", lambda w: w.T, "ffn_gate_inp.weight has the shape"),
+        ("ffn_gate_inp", lambda w: w.astype(np.int8), "ffn_gate_inp.weight is i8"),
+        ("ffn_gate_inp", lambda w: None, "no tensor blk.1.ffn_gate_inp.weight"),
+    ],
+)  # fmt: skip
+def test_expert_tensors_that_do_not_fit(tensor: str, change: object, says: str, tmp_path: Path) -> None:
+    shape = tiny_models.SHAPES["mixtral"]
+    weights = tiny_models.random_weights(shape)
+    changed = change(weights.pop(f"blk.1.{tensor}.weight"))  # type: ignore[operator]
+    if changed is not None:
+        weights[f"blk.1.{tensor}.weight"] = np.ascontiguousarray(changed)
+    with pytest.raises(ModelError, match=says):
+        Model(tiny_models.write(tmp_path / "bad.gguf", shape, weights))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_router_of_no_numbers_does_not_end_the_process(value: float, tmp_path: Path) -> None:
+    shape = dataclasses.replace(tiny_models.SHAPES["qwen3moe"], n_experts=200, n_experts_used=150)
+    weights = tiny_models.random_weights(shape)
+    weights["blk.0.ffn_gate_inp.weight"][::3] = value
+    session = Model(tiny_models.write(tmp_path / "nan.gguf", shape, weights), threads=2).session()
+    session.prefill(list(range(90)))
+    session.decode(3)
+    assert session.logits.shape == (tiny_models.N_VOCAB,)
 
 
 def test_a_model_without_a_tokenizer_runs_on_ids(tmp_path: Path) -> None:

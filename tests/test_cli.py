@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from zipcache_rt import KvOptions, Model
+
 
 def run(*arguments: str, stdin: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", *arguments]
@@ -61,8 +63,20 @@ def test_inspect(smollm2_path: Path) -> None:
     shown = run("zipcache_rt.inspect", str(smollm2_path), "--ctx", "1000").stdout
     for text in ("general.architecture", "token_embd.weight", "q8_0", "Plan for 1,000 tokens"):
         assert text in shown
-    report = json.loads(run("zipcache_rt.inspect", str(smollm2_path), "--ctx", "1000", "--json").stdout)
+    options = ("zipcache_rt.inspect", str(smollm2_path), "--ctx", "1000", "--json", "--kv", "f16")
+    report = json.loads(run(*options).stdout)
     assert report["plan"]["kv_bytes"] == 1000 * 30 * 2 * 3 * 64 * 2 and len(report["tensors"]) == 272
+
+
+@pytest.mark.parametrize("kv", ["f16", "auto", "auto:2.8", "zipcache", "zipcache,per_head=true", "uniform:3", "q4_0"])
+def test_the_memory_plan_foresees_the_cache(kv: str, smollm2_path: Path) -> None:
+    """Within what the plan leaves out: transforms, probes, whole pages."""
+    options = ("zipcache_rt.inspect", str(smollm2_path), "--ctx", "1000", "--json", "--kv", kv)
+    planned = json.loads(run(*options).stdout)["plan"]["kv_bytes"]
+    session = Model(smollm2_path).session(n_ctx=1000, kv=KvOptions.parse(kv))
+    session.prefill(list(range(999)))
+    session.decode(0)  # makes the window
+    assert session.kv_stats().bytes == pytest.approx(planned, rel=0.1)
 
 
 class Terminal:

@@ -540,6 +540,20 @@ def test_nothing_but_the_evicted_is_lost(wide: Model) -> None:
     assert mean_kl(rows[0], rows[1]) <= 0.02 < mean_kl(rows[0], rows[2])
 
 
+@pytest.mark.parametrize("sliding", [False, True])
+def test_after_eviction_a_prompt_sees_what_a_decoded_token_sees(sliding: bool, wide: Model, windowed: Model) -> None:
+    """Sliding windows count tokens, not the rows that are left of them."""
+    tokens = random_tokens(330, seed=21)
+    read, decoded = (opened(windowed if sliding else wide, "zipcache,high_bits=8,low_bits=0,ratio=0.4") for _ in "ab")
+    for session in (read, decoded):
+        session.prefill(tokens[:300])
+    rows = []
+    for token in tokens[300:]:
+        read.prefill([int(token)])
+        rows.append(read.logits)
+    assert mean_kl(decoded.score(tokens[300:]), np.vstack(rows)) <= 1e-3
+
+
 @pytest.mark.parametrize(
     ("keys", "values", "rotate", "per_head"),
     list(

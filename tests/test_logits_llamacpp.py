@@ -5,6 +5,7 @@ round: llama.cpp differs from itself (flash attention on or off) by a mean KL of
 gemma-3 Q4_K_M. So the models are compared as f16, where nothing is rounded that coarsely.
 """
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import gguf
 import numpy as np
 import pytest
 
-from helpers import models
+from helpers import models, tiny_models
 from helpers.compare import mean_kl, top1_agreement
 from helpers.dequantize import dequantize
 from helpers.llama_cpp_oracle import teacher_forced_logits
@@ -41,4 +42,16 @@ def test_logits_match_llama_cpp(name: str, tmp_path: Path) -> None:
     got = model.session(kv=KvOptions("f16")).score(tokens)
     print(f"{name}: mean KL {mean_kl(expected, got):.2e}, top-1 agreement {top1_agreement(expected, got):.4f}")
     assert mean_kl(expected, got) <= 1e-3
+    assert top1_agreement(expected, got) >= 0.99
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3moe"])
+def test_experts_match_llama_cpp(name: str, tmp_path: Path) -> None:
+    shape = dataclasses.replace(tiny_models.SHAPES[name], head_dim=32)
+    path = tiny_models.write(tmp_path / "tiny.gguf", shape, tiny_models.random_weights(shape), vocabulary=True)
+    tokens = np.random.default_rng(1).integers(0, tiny_models.N_VOCAB, 100).astype(np.int32)
+    expected = teacher_forced_logits(path, tokens)
+    got = Model(path, threads=2).session(kv=KvOptions("f16")).score(tokens)
+    print(f"{name}: mean KL {mean_kl(expected, got):.2e}, top-1 agreement {top1_agreement(expected, got):.4f}")
+    assert mean_kl(expected, got) <= 1e-4
     assert top1_agreement(expected, got) >= 0.99

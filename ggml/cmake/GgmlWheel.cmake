@@ -1,10 +1,25 @@
 # The prebuilt libraries inside the installed package. Their own RUNPATH is $ORIGIN; ours must lead to them.
-execute_process(
-  COMMAND ${Python_EXECUTABLE} -c "import importlib.util as u; print(u.find_spec('libggml').submodule_search_locations[0])"
-  OUTPUT_VARIABLE ggml_package_dir OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE ggml_missing)
-if(ggml_missing)
-  message(FATAL_ERROR "The Python package ${ZIPCACHE_GGML_PACKAGE} is not installed for ${Python_EXECUTABLE}. "
-                      "Install it: pip install ${ZIPCACHE_GGML_PACKAGE}==${ZIPCACHE_GGML_PACKAGE_VERSION}")
+if(ZIPCACHE_GGML_PLATFORM)
+  set(ggml_package_dir "${CMAKE_BINARY_DIR}/ggml-wheel/libggml")
+  if(NOT EXISTS "${ggml_package_dir}")
+    execute_process(
+      COMMAND ${Python_EXECUTABLE} -m pip install --quiet --no-deps --only-binary ${ZIPCACHE_GGML_PACKAGE}
+              --platform ${ZIPCACHE_GGML_PLATFORM} --target "${CMAKE_BINARY_DIR}/ggml-wheel"
+              "${ZIPCACHE_GGML_PACKAGE}==${ZIPCACHE_GGML_PACKAGE_VERSION}"
+      RESULT_VARIABLE ggml_missing)
+    if(ggml_missing)
+      message(FATAL_ERROR "pip could not download ${ZIPCACHE_GGML_PACKAGE} for ${ZIPCACHE_GGML_PLATFORM}; "
+                          "-DZIPCACHE_GGML=source builds it")
+    endif()
+  endif()
+else()
+  execute_process(
+    COMMAND ${Python_EXECUTABLE} -c "import importlib.util as u; print(u.find_spec('libggml').submodule_search_locations[0])"
+    OUTPUT_VARIABLE ggml_package_dir OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE ggml_missing)
+  if(ggml_missing)
+    message(FATAL_ERROR "The Python package ${ZIPCACHE_GGML_PACKAGE} is not installed for ${Python_EXECUTABLE}. "
+                        "Install it: pip install ${ZIPCACHE_GGML_PACKAGE}==${ZIPCACHE_GGML_PACKAGE_VERSION}")
+  endif()
 endif()
 file(GLOB ggml_config "${ggml_package_dir}/lib*/cmake/ggml/ggml-config.cmake")
 if(NOT ggml_config)

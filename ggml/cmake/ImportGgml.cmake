@@ -5,6 +5,7 @@ set(ZIPCACHE_GGML_PACKAGE_VERSION "0.20.2.post1")
 set(ZIPCACHE_GGML_VERSION "0.20.2")
 set(ZIPCACHE_GGML_SDIST_SHA256 "e47ff53506342959ffb3ce15380b82828fea10ec5f208f9ef6915895f1a7a176")
 set(ZIPCACHE_GGML_SDIST "" CACHE FILEPATH "A local copy of the package's sdist, instead of downloading it with pip")
+set(ZIPCACHE_GGML_PLATFORM "" CACHE STRING "With ZIPCACHE_GGML=wheel: pip's name of the machine that is built for, if not this one")
 option(ZIPCACHE_GGML_SHARED "With ZIPCACHE_GGML=source: link ggml as shared libraries" OFF)
 
 if(ZIPCACHE_GGML STREQUAL "wheel")

@@ -10,13 +10,17 @@
 extern "C" {
 #endif
 
-// Instruction sets of the CPU kernels, best last; each includes those before it. The environment variable ZIPCACHE_CPU
-// (ref, avx2, avx512, vnni) lowers the choice; it never raises it above what the machine has.
+// Instruction sets of the CPU kernels, for each architecture best last; each includes those before it. The environment
+// variable ZIPCACHE_CPU (ref; avx2, avx512, vnni; neon, dotprod) lowers the choice; other names are ignored.
 enum ggml_zipcache_cpu {
-    GGML_ZIPCACHE_CPU_REF,
+    GGML_ZIPCACHE_CPU_REF,  // portable
+    // x86-64
     GGML_ZIPCACHE_CPU_AVX2,
     GGML_ZIPCACHE_CPU_AVX512,
     GGML_ZIPCACHE_CPU_VNNI,
+    // AArch64
+    GGML_ZIPCACHE_CPU_NEON,
+    GGML_ZIPCACHE_CPU_DOTPROD,
 };
 
 enum ggml_zipcache_cpu ggml_zipcache_cpu_level(void);

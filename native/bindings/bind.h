@@ -20,5 +20,6 @@ void bind_model(pybind11::module_ & m);
 void bind_session(pybind11::module_ & m);
 void bind_generate(pybind11::module_ & m);
 void bind_bench(pybind11::module_ & m);
+void bind_quantize(pybind11::module_ & m);
 
 }  // namespace zipcache

@@ -51,7 +51,7 @@ py::object value_of(const GgufFile & file, const GgufEntry & entry) {
     }
 }
 
-py::dict inspect(const std::string & path, int64_t n_ctx, bool repack) {
+py::dict inspect(const std::string & path, int64_t n_ctx, bool repack, const KvOptions & kv) {
     const auto file = GgufFile::open(path);
     py::dict metadata;
     for (const GgufEntry & entry : file->entries()) {
@@ -62,7 +62,7 @@ py::dict inspect(const std::string & path, int64_t n_ctx, bool repack) {
         tensors.append(
             py::make_tuple(text(tensor.name), ggml_type_name(tensor.type), py::cast(tensor.ne), tensor.nbytes));
     }
-    const MemoryPlan plan = plan_memory(file, n_ctx, repack);
+    const MemoryPlan plan = plan_memory(file, n_ctx, repack, kv);
     using namespace py::literals;
     return py::dict("version"_a = file->version(), "file_bytes"_a = file->size(), "metadata"_a = metadata,
                     "tensors"_a = tensors,
@@ -88,7 +88,7 @@ py::dict ggml_build() {
 }  // namespace
 
 void bind_inspect(py::module_ & m) {
-    m.def("inspect", inspect, py::arg("path"), py::arg("n_ctx"), py::arg("repack") = true);
+    m.def("inspect", inspect, py::arg("path"), py::arg("n_ctx"), py::arg("repack"), py::arg("kv"));
     m.def("ggml_build", ggml_build);
 }
 

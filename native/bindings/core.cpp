@@ -61,4 +61,5 @@ PYBIND11_MODULE(_core, m) {
     zipcache::bind_model(m);
     zipcache::bind_generate(m);
     zipcache::bind_bench(m);
+    zipcache::bind_quantize(m);
 }

@@ -33,8 +33,8 @@ class ByteWriter {
         static_assert(std::is_arithmetic_v<T>, "other types may have padding");
         bytes(&value, sizeof value);
     }
-    template <class T>
-    void array(const std::vector<T> & values) {
+    template <class T, class Allocator>
+    void array(const std::vector<T, Allocator> & values) {
         static_assert(std::is_arithmetic_v<T>, "other types may have padding");
         bytes(values.data(), values.size() * sizeof(T));
     }
@@ -81,12 +81,12 @@ class ByteReader {
         bytes(&value, sizeof value, what);
         return value;
     }
-    template <class T>
-    std::vector<T> array(int64_t n, const char * what) {
+    template <class T, class Vector = std::vector<T>>
+    Vector array(int64_t n, const char * what) {
         if (n < 0 || uint64_t(n) > left_ / sizeof(T)) {
             fail("it ends within " + std::string(what));
         }
-        std::vector<T> values(n);
+        Vector values(n);
         bytes(values.data(), n * sizeof(T), what);
         return values;
     }

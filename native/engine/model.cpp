@@ -1,27 +1,16 @@
 #include "engine/model.h"
 
 #include <algorithm>
-#include <thread>
 
 #include "common/error.h"
 #include "engine/session.h"
 #include "ggml-cpu.h"
-#include "kv/kv_cache.h"
+#include "kv/kv_plan.h"
 #include "model/fingerprint.h"
 #include "model/vocab.h"
 
 namespace zipcache {
 namespace {
-
-constexpr int kMaxThreads = 512;  // ggml's own limit
-
-int thread_count(int wanted) {
-    if (wanted < 0 || wanted > kMaxThreads) {
-        throw ArgumentError("threads is " + std::to_string(wanted) + "; accepted: 1 to " + std::to_string(kMaxThreads) +
-                            ", or 0 to choose");
-    }
-    return wanted > 0 ? wanted : std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
-}
 
 void check_device(const std::string & device) {
     if (device != "auto" && device != "cpu") {
@@ -78,7 +67,7 @@ void Model::check_tokens(const int32_t * tokens, size_t n_tokens) const {
     }
 }
 
-MemoryPlan plan_memory(const std::shared_ptr<const GgufFile> & file, int64_t n_ctx, bool repack) {
+MemoryPlan plan_memory(const std::shared_ptr<const GgufFile> & file, int64_t n_ctx, bool repack, const KvOptions & kv) {
     const auto network = plan_network(file, repack);
     const HParams & h = network->h;
     if (n_ctx <= 0) {
@@ -86,15 +75,17 @@ MemoryPlan plan_memory(const std::shared_ptr<const GgufFile> & file, int64_t n_c
     }
     const int64_t stretch = std::min<int64_t>(n_ctx, Session::kStretch);
     const int64_t chunk = std::min<int64_t>(n_ctx, PrefillGraphs::kChunk);
-    const int64_t widest = std::max({h.n_embd, 2 * h.n_ff, (h.n_heads + 2 * h.n_kv_heads) * h.head_dim});
+    const int64_t ffn = std::max<int64_t>(1, h.n_experts_used) * std::max<int64_t>(h.n_embd, 2 * int64_t(h.n_ff));
+    const int64_t widest = std::max<int64_t>(ffn, int64_t(h.n_heads + 2 * h.n_kv_heads) * h.head_dim);
     MemoryPlan plan;
     plan.n_ctx = n_ctx;
     plan.weights_mapped = network->storage->mapped_bytes();
     plan.weights_repacked = network->storage->repacked_bytes();
-    plan.kv_bytes = f16_cache_bytes(h, n_ctx);
+    const KvPlan cache = plan_kv(*make_policy(kv, h), h, n_ctx);
+    plan.kv_bytes = cache.cache_bytes;
     // hidden states of a stretch, the attention mask of a chunk, four rows of the widest activation, logits
     plan.scratch_bytes = size_t(stretch * h.n_embd + 4 * chunk * widest + h.n_vocab) * sizeof(float) +
-                         size_t(chunk * n_ctx) * sizeof(ggml_fp16_t);
+                         size_t(chunk * n_ctx) * sizeof(ggml_fp16_t) + cache.prefill_bytes;
     return plan;
 }
 

@@ -5,6 +5,7 @@
 
 #include "graph/executor.h"
 #include "graph/network.h"
+#include "kv/options.h"
 #include "kv/output_norms.h"
 #include "text/tokenizer.h"
 
@@ -50,9 +51,9 @@ struct MemoryPlan {
     size_t weights_mapped;    // bytes used in place
     size_t weights_repacked;  // bytes copied into a faster layout
     size_t kv_bytes;          // at n_ctx tokens
-    size_t scratch_bytes;     // activations of a prefill of n_ctx tokens
+    size_t scratch_bytes;     // of a prefill of n_ctx tokens: activations, one layer's uncompressed keys and values
 };
 
-MemoryPlan plan_memory(const std::shared_ptr<const GgufFile> & file, int64_t n_ctx, bool repack);
+MemoryPlan plan_memory(const std::shared_ptr<const GgufFile> & file, int64_t n_ctx, bool repack, const KvOptions & kv);
 
 }  // namespace zipcache

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "common/error.h"
+#include "common/pages.h"
 #include "engine/session_file.h"
 
 namespace zipcache {
@@ -53,10 +54,15 @@ class Session::Turn {
         }
         session_.cache_.release_scratch();
         session_.prefill_graphs_.release();
+        if (trims_) {
+            trim_heap();
+        }
     }
     Turn(const Turn &) = delete;
     Turn & operator=(const Turn &) = delete;
     void done() { done_ = true; }
+    // For calls that take much memory for a short time.
+    void trim_after() { trims_ = true; }
     // For calls that change them more than once. What was compressed on the way cannot be taken back otherwise; an
     // uncompressed cache just forgets its newest rows.
     void keep_all() {
@@ -73,6 +79,7 @@ class Session::Turn {
     std::optional<std::vector<float>> kept_logits_;
     std::optional<KvCache> kept_cache_;
     bool done_ = false;
+    bool trims_ = false;
 };
 
 Session::Session(const std::shared_ptr<Model> & model, int64_t n_ctx, const KvOptions & kv)
@@ -108,6 +115,7 @@ void Session::prefill(const int32_t * tokens, size_t n_tokens, const Progress & 
     model_->check_tokens(tokens, n_tokens);
     Turn turn(*this);
     check_room(n_tokens);
+    turn.trim_after();
     const Stopwatch watch(stats_.prefill_seconds);
     const double total = double(n_tokens) * model_->hparams().n_layers;
     double passed = 0;

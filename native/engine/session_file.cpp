@@ -375,7 +375,7 @@ SegmentUse SessionFile::read_segment(ByteReader & in, const KvCache & cache, con
     if (policy.v_divisor == Divisor::normalizer) {
         segment->v_divisor = read_divisor(in, *cache.h_);
     }
-    segment->data = in.array<uint8_t>(n_bytes, "a segment");
+    segment->data = in.array<uint8_t, PageVector<uint8_t>>(n_bytes, "a segment");
     if (const char * error =
             ggml_zipcache_segment_error(segment->format, n_tokens, segment->data.data(), segment->data.size())) {
         in.fail(error);

@@ -14,15 +14,19 @@ struct Architecture {
     ggml_tensor * (*layer)(const LayerGraph & g, ggml_tensor * x);  // [n_embd, n_tokens] -> [n_embd, n_queries]
 };
 
-extern const Architecture kLlama, kQwen2, kQwen3, kGemma3, kPhi3;
+extern const Architecture kLlama, kQwen2, kQwen3, kQwen3Moe, kGemma3, kPhi3;
 
 // Throws ModelError that lists the known ones.
 const Architecture & find_architecture(const std::string & name);
 
-// The matrices and norms that nearly every family has.
+// The norms and the matrix behind the attention that every family has.
 void common_weights(Weights & weights, const HParams & h, const std::string & prefix, LayerWeights & w);
-void common_projections(Weights & weights, const HParams & h, const std::string & prefix, LayerWeights & w);
-// norm - attention - residual - norm - gated FFN - residual
+// One matrix for each of q, k and v.
+void separate_projections(Weights & weights, const HParams & h, const std::string & prefix, LayerWeights & w);
+// A gated FFN, or a router and n_experts of them.
+void dense_ffn(Weights & weights, const HParams & h, const std::string & prefix, LayerWeights & w);
+void expert_ffn(Weights & weights, const HParams & h, const std::string & prefix, LayerWeights & w);
+// norm - attention - residual - norm - gated FFN, of experts if there are any - residual
 ggml_tensor * pre_norm_layer(const LayerGraph & g, ggml_tensor * x, const Heads & heads);
 
 }  // namespace zipcache

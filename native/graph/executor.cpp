@@ -1,8 +1,20 @@
 #include "graph/executor.h"
 
+#include <algorithm>
+#include <thread>
+
 #include "common/error.h"
 
 namespace zipcache {
+
+int thread_count(int wanted) {
+    constexpr int kMost = 512;  // ggml's own limit
+    if (wanted < 0 || wanted > kMost) {
+        throw ArgumentError("threads is " + std::to_string(wanted) + "; accepted: 1 to " + std::to_string(kMost) +
+                            ", or 0 to choose");
+    }
+    return wanted > 0 ? wanted : std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMost);
+}
 
 Executor::Executor(int n_threads) : n_threads_(n_threads) {
     ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);

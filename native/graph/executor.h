@@ -9,6 +9,9 @@
 
 namespace zipcache {
 
+// The threads to compute with: as many as wanted, or one a core for 0. Throws ArgumentError.
+int thread_count(int wanted);
+
 // Runs graphs on the CPU with a pool of threads that lives as long as the model. Sessions of a model take turns.
 class Executor {
   public:

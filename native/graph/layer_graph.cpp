@@ -1,5 +1,7 @@
 #include "graph/layer_graph.h"
 
+#include <algorithm>
+
 #include "ggml-backend.h"
 #include "ggml-zipcache.h"
 
@@ -12,6 +14,25 @@ ggml_tensor * product(ggml_context * ctx, ggml_tensor * weight, ggml_tensor * x)
     return as_in_file && ggml_zipcache_mul_mat_supported(weight->type, weight->ne[0], x->ne[1])
                ? ggml_zipcache_mul_mat_node(ctx, weight, x)
                : ggml_mul_mat(ctx, weight, x);
+}
+
+// dst [n_embd, n_tokens] = sum over the experts used of src[0] [n_embd, n_used, n_tokens] * src[1] [n_used, n_tokens].
+// Columns are split over the threads, so that a single token is too.
+void mix_experts(ggml_tensor * dst, int ith, int nth, void *) {
+    const ggml_tensor * outputs = dst->src[0];
+    const auto * y = static_cast<const float *>(outputs->data);
+    const auto * weight = static_cast<const float *>(dst->src[1]->data);
+    auto * out = static_cast<float *>(dst->data);
+    const int64_t n_embd = outputs->ne[0], n_used = outputs->ne[1], n_tokens = outputs->ne[2];
+    const int64_t first = n_embd * ith / nth, end = n_embd * (ith + 1) / nth;
+    for (int64_t t = 0; t < n_tokens; ++t, out += n_embd) {
+        std::fill(out + first, out + end, 0.0f);
+        for (int64_t k = 0; k < n_used; ++k, y += n_embd, ++weight) {
+            for (int64_t c = first; c < end; ++c) {
+                out[c] += *weight * y[c];
+            }
+        }
+    }
 }
 
 }  // namespace
@@ -70,6 +91,26 @@ ggml_tensor * LayerGraph::gated_ffn(ggml_tensor * x, Activation activation) cons
         gated = activation == Activation::silu ? ggml_swiglu(ctx, up) : ggml_geglu(ctx, up);
     }
     return linear(gated, w.ffn_down);
+}
+
+ggml_tensor * LayerGraph::expert_weights(ggml_tensor * probs, ggml_tensor * chosen) const {
+    const int64_t n_tokens = probs->ne[1];
+    ggml_tensor * weights = ggml_get_rows(ctx, ggml_reshape_3d(ctx, probs, 1, h.n_experts, n_tokens), chosen);
+    weights = ggml_reshape_2d(ctx, weights, h.n_experts_used, n_tokens);
+    return h.normalize_experts ? ggml_div(ctx, weights, ggml_sum_rows(ctx, weights)) : weights;
+}
+
+ggml_tensor * LayerGraph::moe_ffn(ggml_tensor * x) const {
+    const int64_t n_tokens = x->ne[1];
+    ggml_tensor * probs = ggml_soft_max(ctx, linear(x, w.ffn_router));    // [n_experts, n_tokens]
+    ggml_tensor * chosen = ggml_top_k(ctx, probs, h.n_experts_used);      // [n_experts_used, n_tokens] i32
+    ggml_tensor * each = ggml_reshape_3d(ctx, x, h.n_embd, 1, n_tokens);  // the same for all experts of a token
+    ggml_tensor * up = ggml_mul_mat_id(ctx, w.experts_up, each, chosen);  // [n_ff, n_experts_used, n_tokens]
+    ggml_tensor * gate = ggml_mul_mat_id(ctx, w.experts_gate, each, chosen);
+    ggml_tensor * outputs = ggml_mul_mat_id(ctx, w.experts_down, ggml_swiglu_split(ctx, gate, up), chosen);
+    ggml_tensor * args[] = {outputs, expert_weights(probs, chosen)};
+    return ggml_custom_4d(ctx, GGML_TYPE_F32, h.n_embd, n_tokens, 1, 1, args, 2, mix_experts, GGML_N_TASKS_MAX,
+                          nullptr);
 }
 
 }  // namespace zipcache

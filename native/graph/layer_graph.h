@@ -45,6 +45,10 @@ struct LayerGraph {
     ggml_tensor * residual(ggml_tensor * x,
                            ggml_tensor * branch) const;  // x + branch, where branch may hold the last token only
     ggml_tensor * gated_ffn(ggml_tensor * x, Activation activation) const;
+    ggml_tensor * moe_ffn(ggml_tensor * x) const;  // each token through the experts that the router gives most weight
+
+  private:
+    ggml_tensor * expert_weights(ggml_tensor * probs, ggml_tensor * chosen) const;  // [n_experts_used, n_tokens]
 };
 
 }  // namespace zipcache

@@ -10,23 +10,24 @@ namespace {
 
 constexpr int kMaxNodes = 256;  // one layer
 
-// What a stretch of queries at rows [first, first + n) sees of a layer.
+// Rows of a layer that a stretch of queries sees.
 struct Visible {
     int64_t first_key;
     int64_t n_keys;
 };
 
-Visible visible_keys(int64_t first, int64_t n, int window) {
-    const int64_t from = window > 0 ? std::max<int64_t>(0, first - window + 1) : 0;
-    return {from, first + n - from};
+// New tokens [first, first + n).
+Visible visible_keys(const PrefillRows & rows, int64_t first, int64_t n, int window) {
+    const int64_t from = rows.first_seen(first, window);
+    return {from, rows.n_past + first + n - from};
 }
 
 // Causal (and sliding-window) mask, [n_keys, n] f16: 0 where query i sees a key, -inf elsewhere.
-void fill_mask(ggml_fp16_t * mask, Visible keys, int64_t first, int64_t n, int window) {
+void fill_mask(ggml_fp16_t * mask, const PrefillRows & rows, Visible keys, int64_t first, int64_t n, int window) {
     const ggml_fp16_t hidden = ggml_fp32_to_fp16(-INFINITY);
     for (int64_t i = 0; i < n; ++i, mask += keys.n_keys) {
-        const int64_t end = first + i + 1 - keys.first_key;
-        const int64_t begin = window > 0 ? std::max<int64_t>(0, end - window) : 0;
+        const int64_t end = rows.n_past + first + i + 1 - keys.first_key;
+        const int64_t begin = rows.first_seen(first + i, window) - keys.first_key;
         std::fill(mask, mask + begin, hidden);
         std::memset(mask + begin, 0, (end - begin) * sizeof(ggml_fp16_t));
         std::fill(mask + end, mask + keys.n_keys, hidden);
@@ -140,7 +141,6 @@ void PrefillGraphs::embed(const int32_t * tokens, int64_t n_tokens, const std::a
 void PrefillGraphs::layer(const PrefillRows & rows, int layer, int64_t position, int64_t first, int64_t n,
                           const std::atomic<bool> & cancel) {
     const HParams & h = network_.h;
-    const int64_t row = rows.n_past + first;
     const bool last_layer = layer == h.n_layers - 1;
     const bool last_chunk = first + n == hidden_.tensor->ne[1];
     std::iota(positions_.i32(), positions_.i32() + n, static_cast<int32_t>(position + first));
@@ -148,17 +148,19 @@ void PrefillGraphs::layer(const PrefillRows & rows, int layer, int64_t position,
     ggml_context * ctx = memory_.begin();
     const int window = h.window_of(layer);
     // one query at the end needs no mask: it sees all keys of its own range
-    const Visible keys = last_layer ? visible_keys(row + n - 1, 1, window) : visible_keys(row, n, window);
+    const Visible keys =
+        last_layer ? visible_keys(rows, first + n - 1, 1, window) : visible_keys(rows, first, n, window);
     ggml_tensor * mask = nullptr;
     if (!last_layer) {
         if (!mask_.tensor || mask_.tensor->ne[0] < keys.n_keys * n) {
             mask_ = HostTensor();
-            mask_ = HostTensor(GGML_TYPE_F16, keys.n_keys * n);
+            // at once what the last chunk takes: memory that grows by copies leaves holes
+            mask_ = HostTensor(GGML_TYPE_F16, (rows.n_past + hidden_.tensor->ne[1]) * n);
         }
         mask = ggml_view_2d(ctx, mask_.tensor, keys.n_keys, n, keys.n_keys * sizeof(ggml_fp16_t), 0);
-        fill_mask(static_cast<ggml_fp16_t *>(mask_.tensor->data), keys, row, n, window);
+        fill_mask(static_cast<ggml_fp16_t *>(mask_.tensor->data), rows, keys, first, n, window);
     }
-    PrefillAttention attention(rows, row, keys, mask, h.attention_scale, last_layer);
+    PrefillAttention attention(rows, rows.n_past + first, keys, mask, h.attention_scale, last_layer);
     const auto probe = std::lower_bound(probes_.begin(), probes_.end(), first);
     const auto end = std::lower_bound(probe, probes_.end(), first + n);
     if (probe != end) {

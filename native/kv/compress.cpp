@@ -83,7 +83,8 @@ const float * Segment::values_divisor() const {
 }
 
 size_t Segment::bytes() const {
-    return sizeof(Segment) + data.capacity() + sizeof(float) * (k_divisor.capacity() + v_divisor.capacity());
+    return sizeof(Segment) + page_bytes(data.capacity()) +
+           sizeof(float) * (k_divisor.capacity() + v_divisor.capacity());
 }
 
 std::vector<uint8_t> Compressor::choose_tiers(const ggml_zipcache_format & format, const Rows & rows, int64_t first,

@@ -2,6 +2,7 @@
 #include <memory>
 #include <optional>
 
+#include "common/pages.h"
 #include "kv/balance.h"
 #include "kv/output_norms.h"
 
@@ -12,7 +13,7 @@ struct Segment {
     std::shared_ptr<const Policy> policy;
     const ggml_zipcache_format * format = nullptr;  // one of the policy's
     int64_t n_tokens = 0;
-    std::vector<uint8_t> data;
+    PageVector<uint8_t> data;
     std::shared_ptr<const Balance> balance;  // shared with the layer's other segments, or null
     std::vector<float> k_divisor;            // [n_kv_heads, head_dim] of this segment alone, or empty
     std::vector<float> v_divisor;

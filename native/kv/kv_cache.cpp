@@ -128,11 +128,21 @@ void KvCache::refresh(int index) {
     layer.view.segments = layer.segment_views.data();
 }
 
-// Rows of a layer's past, dequantized where compressed: those that any new token can see. Returns their number.
-int64_t KvCache::copy_past(int index, Window & to, const Parallel & parallel) const {
+int64_t PrefillRows::first_seen(int64_t token, int sliding_window) const {
+    const int64_t from = token + 1 - sliding_window;
+    if (sliding_window == 0 || from >= 0 || past.empty()) {
+        return sliding_window == 0 ? 0 : std::max<int64_t>(0, n_past + from);
+    }
+    return std::lower_bound(past.begin(), past.end(), from) - past.begin();
+}
+
+// Rows of a layer's past, dequantized where compressed: those that any new token can see.
+PrefillRows KvCache::copy_past(int index, const Window & to, const Parallel & parallel) const {
     const Layer & layer = layers_[index];
     const int64_t capacity = to.capacity(), dim = h_->head_dim;
     int64_t at = 0;
+    std::vector<int64_t> past;
+    past.reserve(capacity);
     for (const SegmentUse & use : layer.segments) {
         const Segment & s = *use.segment;
         const int64_t n = use.last_seen - use.first_seen;
@@ -150,7 +160,10 @@ int64_t KvCache::copy_past(int index, Window & to, const Parallel & parallel) co
                 std::memcpy(data_of(to.k) + (base + n_kept) * dim, data_of(to.k) + (base + t) * dim, dim * 2);
                 std::memcpy(data_of(to.v) + (base + n_kept) * dim, data_of(to.v) + (base + t) * dim, dim * 2);
             }
-            n_kept += kept[t];
+            if (kept[t]) {
+                past.push_back(use.position + use.first_seen + t - n_tokens_);
+                ++n_kept;
+            }
         }
         at += n_kept;
     }
@@ -158,7 +171,13 @@ int64_t KvCache::copy_past(int index, Window & to, const Parallel & parallel) co
         copy_rows(layer.view.k, layer.view.capacity, data_of(to.k) + at * dim, capacity, n_window_, *h_);
         copy_rows(layer.view.v, layer.view.capacity, data_of(to.v) + at * dim, capacity, n_window_, *h_);
     }
-    return at + n_window_;
+    if (!past.empty() && past.front() == -(at + n_window_)) {
+        past.clear();  // nothing was evicted since
+    }
+    for (int64_t t = 0; !past.empty() && t < n_window_; ++t) {
+        past.push_back(t - n_window_);
+    }
+    return {to.k, to.v, at + n_window_, std::move(past)};
 }
 
 // The rows from `first` on stay uncompressed: made.n_window of them.
@@ -173,7 +192,7 @@ void KvCache::keep_window(Made & made, const Rows & rows, int64_t first) const {
 PrefillRows KvCache::begin_prefill(int layer, int64_t n_new, const Parallel & parallel) {
     if (!policy_->compresses) {
         grow_windows(n_window_ + n_new);
-        return {layers_[layer].window.k, layers_[layer].window.v, n_window_};
+        return {layers_[layer].window.k, layers_[layer].window.v, n_window_, {}};
     }
     int64_t n_past = n_window_;
     for (const SegmentUse & use : layers_[layer].segments) {
@@ -183,8 +202,9 @@ PrefillRows KvCache::begin_prefill(int layer, int64_t n_new, const Parallel & pa
         scratch_ = Window();
         scratch_ = allocate(n_past + n_new);
     }
-    past_rows_ = copy_past(layer, scratch_, parallel);
-    return {scratch_.k, scratch_.v, past_rows_};
+    PrefillRows rows = copy_past(layer, scratch_, parallel);
+    past_rows_ = rows.n_past;
+    return rows;
 }
 
 void KvCache::end_prefill(int index, int64_t n_new, const std::vector<int64_t> & probes, const float * probe_q,
@@ -211,9 +231,7 @@ void KvCache::end_prefill(int index, int64_t n_new, const std::vector<int64_t> &
         for (int64_t probe : probes) {
             p.row.push_back(past_rows_ + probe);
         }
-        if (p.size() > 0) {
-            p.q.assign(probe_q, probe_q + p.size() * h_->n_heads * h_->head_dim);
-        }
+        p.q = probe_q;
         if (n > 0) {
             const Compressor compressor(policy_, *h_, *norms_);
             auto segment = compressor.compress(index, rows, first, n, p, layer.balance, parallel);
@@ -287,7 +305,7 @@ void KvCache::aim_probes() {
     }
 }
 
-Probes KvCache::recorded_probes(int index) const {
+Probes KvCache::recorded_probes(int index, std::vector<float> & queries) const {
     const ProbeSlots & slots = layers_[index].slots;
     const int64_t width = int64_t(h_->n_heads) * h_->head_dim;
     Probes probes;
@@ -295,12 +313,13 @@ Probes KvCache::recorded_probes(int index) const {
         const int64_t row = slot_positions_[i] - (n_tokens_ - n_window_);
         if (row >= 0 && row < n_window_) {
             probes.row.push_back(row);
-            probes.q.resize(probes.q.size() + width);
-            ggml_fp16_to_fp32_row(&slots.q[i * width], &probes.q[probes.q.size() - width], width);
+            queries.resize(queries.size() + width);
+            ggml_fp16_to_fp32_row(&slots.q[i * width], &queries[queries.size() - width], width);
             probes.log_sum.insert(probes.log_sum.end(), &slots.log_sum[i * h_->n_heads],
                                   &slots.log_sum[i * h_->n_heads] + h_->n_heads);
         }
     }
+    probes.q = queries.data();
     return probes;
 }
 
@@ -308,9 +327,10 @@ void KvCache::compress_window(int index, const Parallel & parallel) {
     Layer & layer = layers_[index];
     const int64_t n = policy_->n_window;
     const Rows rows = {n_window_, layer.view.capacity, layer.view.k, layer.view.v, h_->window_of(index)};
+    std::vector<float> queries;
+    const Probes probes = recorded_probes(index, queries);
     Made made;
-    auto segment =
-        Compressor(policy_, *h_, *norms_).compress(index, rows, 0, n, recorded_probes(index), layer.balance, parallel);
+    auto segment = Compressor(policy_, *h_, *norms_).compress(index, rows, 0, n, probes, layer.balance, parallel);
     made.balance = segment->balance;
     made.segment = SegmentUse{std::move(segment), n_tokens_ - n_window_, 0, n, nullptr};
     made.n_window = n_window_ - n;

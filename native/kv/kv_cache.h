@@ -33,7 +33,12 @@ struct SegmentUse {
 struct PrefillRows {
     ggml_tensor * k = nullptr;  // [head_dim, capacity, n_kv_heads] f16
     ggml_tensor * v = nullptr;
-    int64_t n_past = 0;  // rows that are already there; all but the evicted, or the newest that a window sees
+    int64_t n_past = 0;         // rows that are already there; all but the evicted, or the newest that a window sees
+    std::vector<int64_t> past;  // [n_past] rising: how far each stands from the first new token (-1: just before it);
+                                // empty: one after the other
+
+    // The first row that a new token sees, through a sliding window or (0) without one.
+    int64_t first_seen(int64_t token, int sliding_window) const;
 };
 
 // Keys and values of all layers: immutable compressed segments, then a window of the newest tokens, uncompressed. The
@@ -116,10 +121,10 @@ class KvCache {
     void set_window(Layer & layer, Window window) const;
     void refresh(int layer);
     void hide(SegmentUse & use, int64_t first_seen, int64_t last_seen) const;
-    int64_t copy_past(int layer, Window & to, const Parallel & parallel) const;
+    PrefillRows copy_past(int layer, const Window & to, const Parallel & parallel) const;
     void keep_window(Made & made, const Rows & rows, int64_t first) const;
     void compress_window(int layer, const Parallel & parallel);
-    Probes recorded_probes(int layer) const;
+    Probes recorded_probes(int layer, std::vector<float> & queries) const;  // which hold them
     void choose_slots();
     void aim_probes();
     size_t compressed_bytes(const Layer & layer) const;

@@ -13,7 +13,7 @@ using Parallel = std::function<void(int n, const std::function<void(int)> & task
 // Query rows whose attention is scored (paper, section 4.2).
 struct Probes {
     std::vector<int64_t> row;    // [n]: the token, counted in the rows at hand, that each is; rising
-    std::vector<float> q;        // [n, n_heads, head_dim]
+    const float * q = nullptr;   // [n, n_heads, head_dim]
     std::vector<float> log_sum;  // [n, n_heads]: log-sum-exp of each row's logits over all it saw; empty: its keys are
                                  // all at hand, so it can be found
     int64_t size() const { return static_cast<int64_t>(row.size()); }

@@ -13,7 +13,7 @@ constexpr int kParts = 4;  // of the probes, for each KV head: work for the thre
 void score_whole(const Rows & rows, const Probes & probes, const HParams & h, int head, int part, float * score,
                  float * square) {
     const ggml_zipcache_probes args = {h.n_heads, h.n_kv_heads, h.head_dim, h.attention_scale, rows.sliding_window,
-                                       rows.n,    rows.stride,  rows.k,     probes.row.data(), probes.q.data()};
+                                       rows.n,    rows.stride,  rows.k,     probes.row.data(), probes.q};
     ggml_zipcache_score_probes(&args, head, probes.size() * part / kParts, probes.size() * (part + 1) / kParts, score,
                                square);
 }

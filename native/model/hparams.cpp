@@ -10,6 +10,7 @@ namespace {
 // Generous limits: beyond them a file is damaged, and products of them still fit into 64 bits.
 constexpr int64_t kMaxDimension = 1 << 24;
 constexpr int64_t kMaxLayers = 4096;
+constexpr int64_t kMaxExperts = 512;
 
 class Reader {
   public:
@@ -20,6 +21,10 @@ class Reader {
 
     int dimension(const char * name, int64_t most = kMaxDimension) const {
         return checked(name, uniform(name), 1, most);
+    }
+
+    int count_or_zero(const char * name, int64_t most) const {
+        return file_.find(key(name)) ? checked(name, uniform(name), 0, most) : 0;
     }
 
     int dimension_or(const char * name, int fallback) const {
@@ -127,6 +132,17 @@ HParams read_hparams(const GgufFile & file) {
     h.rope_local = h.rope;
     h.is_sliding.assign(h.n_layers, false);
     return h;
+}
+
+void read_experts(const GgufFile & file, HParams & h) {
+    const Reader reader(file);
+    h.n_experts = reader.count_or_zero("expert_count", kMaxExperts);
+    if (h.n_experts == 0) {
+        return;
+    }
+    h.n_experts_used = reader.dimension("expert_used_count", h.n_experts);
+    h.n_ff = reader.dimension_or("expert_feed_forward_length", h.n_ff);
+    h.normalize_experts = file.maybe_boolean(reader.key("expert_weights_norm")).value_or(true);
 }
 
 }  // namespace zipcache

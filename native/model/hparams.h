@@ -29,7 +29,10 @@ struct HParams {
     int n_heads = 0;
     int n_kv_heads = 0;
     int head_dim = 0;
-    int n_ff = 0;
+    int n_ff = 0;                   // of one expert, where there are experts
+    int n_experts = 0;              // of each layer; 0: one FFN for all tokens
+    int n_experts_used = 0;         // by each token
+    bool normalize_experts = true;  // the weights of the experts that a token uses sum to 1
     int n_vocab = 0;
     int n_ctx_train = 0;
     float norm_epsilon = 0;
@@ -46,5 +49,8 @@ struct HParams {
 
 // Reads what all architectures share. Throws ModelError naming the key, its value and what is accepted.
 HParams read_hparams(const GgufFile & file);
+
+// For families that may have a mixture of experts. Throws ModelError likewise.
+void read_experts(const GgufFile & file, HParams & h);
 
 }  // namespace zipcache

@@ -108,14 +108,27 @@ void Weights::use_in_place(ggml_tensor * tensor, const GgufTensor & source) {
     }
 }
 
-ggml_tensor * Weights::matrix(const std::string & name, const std::vector<int64_t> & shape, bool required) {
+const GgufTensor * Weights::request_matrix(const std::string & name, const std::vector<int64_t> & shape,
+                                           bool required) const {
     const GgufTensor * source = request(name, shape, required);
-    if (!source) {
-        return nullptr;
-    }
-    if (!computable(source->type)) {
+    if (source && !computable(source->type)) {
         throw ModelError("tensor " + name + " is " + ggml_type_name(source->type) +
                          ", a type that the CPU backend cannot multiply");
+    }
+    return source;
+}
+
+ggml_tensor * Weights::experts(const std::string & name, const std::vector<int64_t> & shape) {
+    const GgufTensor * source = request_matrix(name, shape, true);
+    ggml_tensor * tensor = new_tensor(*source);
+    use_in_place(tensor, *source);
+    return tensor;
+}
+
+ggml_tensor * Weights::matrix(const std::string & name, const std::vector<int64_t> & shape, bool required) {
+    const GgufTensor * source = request_matrix(name, shape, required);
+    if (!source) {
+        return nullptr;
     }
     auto layout = repack_ ? preferred_layout(source->type, source->ne[0], source->ne[1]) : nullptr;
     ggml_tensor * tensor = new_tensor(*source);

@@ -39,6 +39,10 @@ struct LayerWeights {
     ggml_tensor * ffn_gate = nullptr;             // [n_embd, n_ff]
     ggml_tensor * ffn_up = nullptr;               // [n_embd, n_ff], or [n_embd, 2 * n_ff] with the gate first
     ggml_tensor * ffn_down = nullptr;             // [n_ff, n_embd]
+    ggml_tensor * ffn_router = nullptr;           // [n_embd, n_experts]; with it, the next three are of experts
+    ggml_tensor * experts_gate = nullptr;         // [n_embd, n_ff, n_experts]
+    ggml_tensor * experts_up = nullptr;           // [n_embd, n_ff, n_experts]
+    ggml_tensor * experts_down = nullptr;         // [n_ff, n_embd, n_experts]
     ggml_tensor * ffn_post_norm = nullptr;        // [n_embd]
 };
 
@@ -53,6 +57,8 @@ class Weights {
 
     // A tensor that only feeds matrix products, so its layout is free; null if missing and not required.
     ggml_tensor * matrix(const std::string & name, const std::vector<int64_t> & shape, bool required = true);
+    // The matrices of all experts in one tensor, always used in place: a token touches only a few of them.
+    ggml_tensor * experts(const std::string & name, const std::vector<int64_t> & shape);
     // A tensor read as it is: norms, biases, embeddings, RoPE factors.
     ggml_tensor * plain(const std::string & name, const std::vector<int64_t> & shape, bool required = true);
     // Allocates and fills the repacked tensors. Call once, after the last request.
@@ -68,6 +74,8 @@ class Weights {
         ggml_backend_buffer_type_t layout;
     };
     const GgufTensor * request(const std::string & name, const std::vector<int64_t> & shape, bool required) const;
+    const GgufTensor * request_matrix(const std::string & name, const std::vector<int64_t> & shape,
+                                      bool required) const;
     ggml_tensor * new_tensor(const GgufTensor & source);
     void use_in_place(ggml_tensor * tensor, const GgufTensor & source);
 

@@ -15,14 +15,17 @@ class ContextError(ZipCacheError): ...
 class ArgumentError(ZipCacheError): ...
 class CancelledError(ZipCacheError): ...
 
-def inspect(path: str, n_ctx: int, repack: bool = True) -> dict[str, Any]:
+def inspect(path: str, n_ctx: int, repack: bool, kv: KvOptions) -> dict[str, Any]:
     """{"version", "file_bytes", "metadata": {key: value, arrays longer than 8 as (type, count)},
     "tensors": [(name, type name, shape, bytes)],
     "plan": {"n_ctx", "weights_mapped", "weights_repacked", "kv_bytes", "scratch_bytes"}}"""
 
 def ggml_build() -> dict[str, Any]:
     """{"version", "commit", "source": "wheel" | "source", "features": {"AVX2": True, ...},
-    "kernels": "ref" | "avx2" | "avx512" | "vnni"}"""
+    "kernels": "ref" | "avx2" | "avx512" | "vnni" | "neon" | "dotprod"}"""
+
+def quantize(values: NDArray[np.float32], type: int, threads: int, name: str) -> NDArray[np.uint8]:
+    """[n_rows, n_columns] -> [n_rows, bytes of a row] in ggml's type of that number; threads: 0 for one a core."""
 
 def bench_attend_kv(
     *,

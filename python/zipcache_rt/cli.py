@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     Progress,
     ProgressColumn,
     TaskProgressColumn,
@@ -44,13 +45,17 @@ def add_model_options(parser: argparse.ArgumentParser, *, kv: bool = True) -> No
     parser.add_argument("--threads", type=int, help="threads to compute with (default: one a core)")
     parser.add_argument("--ctx", type=int, help="most tokens the context holds (default: what the model allows)")
     if kv:
-        parser.add_argument(
-            "--kv",
-            default="auto",
-            metavar=KV_FORM,
-            help=f"how the KV cache is kept: {', '.join(KV_POLICIES)} (default: %(default)s)",
-        )
+        add_kv_option(parser)
     parser.add_argument("--no-repack", action="store_true", help="run weights as the file lays them out")
+
+
+def add_kv_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kv",
+        default="auto",
+        metavar=KV_FORM,
+        help=f"how the KV cache is kept: {', '.join(KV_POLICIES)} (default: %(default)s)",
+    )
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -94,8 +99,12 @@ def demo_model() -> Path:
 
 
 @contextmanager
-def progress_bar(title: str, *, shown: bool = True, eta: bool = False) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr that goes away when done; a callback for 0..1. eta: also how long it will take.
+def progress_bar(
+    title: str, *, shown: bool = True, eta: bool = False, n_bytes: int = 0
+) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr that goes away when done; a callback for 0..1.
+
+    eta: also how long it will take. n_bytes: also how many of these are done.
 
     Where nothing is shown the callback does nothing, save that Python runs now and then and Ctrl-C is heard.
     """
@@ -109,11 +118,14 @@ def progress_bar(title: str, *, shown: bool = True, eta: bool = False) -> Iterat
         TaskProgressColumn(),
         TimeElapsedColumn(),
     ]
+    if n_bytes:
+        columns.insert(2, DownloadColumn())
     if eta:
         columns += [TextColumn("left"), TimeRemainingColumn()]
     with Progress(*columns, console=console, transient=True, speed_estimate_period=120) as progress:
-        task = progress.add_task(title, total=1.0)
-        yield lambda done: progress.update(task, completed=done)
+        total = n_bytes or 1
+        task = progress.add_task(title, total=total)
+        yield lambda done: progress.update(task, completed=done * total)
 
 
 def machine() -> str:

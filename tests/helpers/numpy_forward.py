@@ -48,6 +48,21 @@ def attention(q: Array, k: Array, v: Array, window: int) -> Array:
     return result
 
 
+def experts(shape: Shape, w: dict[str, Array], x: Array) -> Array:
+    """x [n, n_embd] -> [n, n_embd]; each token through its most probable experts, weighted by their probabilities."""
+    logits = x @ w["ffn_gate_inp.weight"].T
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    out = np.zeros_like(x)
+    for i, row in enumerate(x):
+        chosen = np.argsort(-p[i])[: shape.n_experts_used]
+        share = p[i, chosen] / (p[i, chosen].sum() if shape.extra.get("expert_weights_norm", True) else 1)
+        for k, weight in zip(chosen, share, strict=True):
+            gate, up = w["ffn_gate_exps.weight"][k] @ row, w["ffn_up_exps.weight"][k] @ row
+            out[i] += weight * (w["ffn_down_exps.weight"][k] @ (silu(gate) * up))
+    return out
+
+
 def silu(x: Array) -> Array:
     return x / (1 + np.exp(-x))
 
@@ -86,6 +101,8 @@ def layer(shape: Shape, w: dict[str, Array], index: int, x: Array) -> Array:
     out = attention(q, k, v, sliding) @ w["attn_output.weight"].T
     x = x + (rms_norm(out, w["post_attention_norm.weight"]) if shape.post_norms else out)
     h = rms_norm(x, w["ffn_norm.weight"])
+    if shape.n_experts:
+        return x + experts(shape, w, h)
     if shape.fused:
         gate, up = np.split(h @ w["ffn_up.weight"].T, 2, axis=1)
     else:

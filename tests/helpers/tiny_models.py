@@ -15,7 +15,7 @@ Weights = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Shape:
-    """A tiny model. Weight matrices are [n_out, n_in], as NumPy multiplies and as GGUF stores them."""
+    """A tiny model. Weight matrices are [n_out, n_in], as NumPy multiplies and as GGUF stores them; experts in front."""
 
     architecture: str
     n_layers: int = 2
@@ -23,7 +23,9 @@ class Shape:
     n_heads: int = 4
     n_kv_heads: int = 2
     head_dim: int = 8
-    n_ff: int = 48
+    n_ff: int = 48  # of one expert, where there are experts
+    n_experts: int = 0
+    n_experts_used: int = 0
     rope_base: float = 10000.0
     tied: bool = False
     biases: bool = False
@@ -45,6 +47,12 @@ SHAPES = {
     "gemma3": Shape(
         "gemma3", n_layers=7, qk_norms=True, post_norms=True, tied=True, sliding_window=12, rope_base=1000000.0
     ),
+    "mixtral": Shape("llama", n_experts=8, n_experts_used=2),
+    "qwen3moe": Shape("qwen3moe", qk_norms=True, head_dim=16, n_experts=24, n_experts_used=5),
+    "qwen3moe-one": Shape("qwen3moe", qk_norms=True, n_experts=4, n_experts_used=1),
+    "qwen3moe-unnormalized": Shape(
+        "qwen3moe", qk_norms=True, n_experts=8, n_experts_used=3, extra={"expert_weights_norm": False}
+    ),
     "phi3": Shape("phi3", fused=True),
     "phi3-window": Shape("phi3", fused=True, sliding_window=12),
 }
@@ -54,8 +62,8 @@ def random_weights(shape: Shape, seed: int = 0) -> Weights:
     """Large enough that logits are not flat, norms that are not all ones."""
     random = np.random.default_rng(seed)
 
-    def matrix(n_out: int, n_in: int) -> NDArray[np.float32]:
-        return (random.standard_normal((n_out, n_in)) * 1.2 / np.sqrt(n_in)).astype(np.float32)
+    def matrix(*shape: int) -> NDArray[np.float32]:
+        return (random.standard_normal(shape) * 1.2 / np.sqrt(shape[-1])).astype(np.float32)
 
     def norm(n: int) -> NDArray[np.float32]:
         return (1 + 0.2 * random.standard_normal(n)).astype(np.float32)
@@ -71,7 +79,13 @@ def random_weights(shape: Shape, seed: int = 0) -> Weights:
         weights[p + "attn_norm.weight"] = norm(shape.n_embd)
         weights[p + "ffn_norm.weight"] = norm(shape.n_embd)
         weights[p + "attn_output.weight"] = matrix(shape.n_embd, q_dim)
-        weights[p + "ffn_down.weight"] = matrix(shape.n_embd, shape.n_ff)
+        if shape.n_experts:
+            weights[p + "ffn_gate_inp.weight"] = matrix(shape.n_experts, shape.n_embd)
+            weights[p + "ffn_gate_exps.weight"] = matrix(shape.n_experts, shape.n_ff, shape.n_embd)
+            weights[p + "ffn_up_exps.weight"] = matrix(shape.n_experts, shape.n_ff, shape.n_embd)
+            weights[p + "ffn_down_exps.weight"] = matrix(shape.n_experts, shape.n_embd, shape.n_ff)
+        else:
+            weights[p + "ffn_down.weight"] = matrix(shape.n_embd, shape.n_ff)
         if shape.fused:
             weights[p + "attn_qkv.weight"] = matrix(q_dim + 2 * kv_dim, shape.n_embd)
             weights[p + "ffn_up.weight"] = matrix(2 * shape.n_ff, shape.n_embd)
@@ -80,8 +94,9 @@ def random_weights(shape: Shape, seed: int = 0) -> Weights:
                 weights[p + f"attn_{name}.weight"] = matrix(n, shape.n_embd)
                 if shape.biases:
                     weights[p + f"attn_{name}.bias"] = 0.5 * random.standard_normal(n).astype(np.float32)
-            weights[p + "ffn_gate.weight"] = matrix(shape.n_ff, shape.n_embd)
-            weights[p + "ffn_up.weight"] = matrix(shape.n_ff, shape.n_embd)
+            if not shape.n_experts:
+                weights[p + "ffn_gate.weight"] = matrix(shape.n_ff, shape.n_embd)
+                weights[p + "ffn_up.weight"] = matrix(shape.n_ff, shape.n_embd)
         if shape.qk_norms:
             weights[p + "attn_q_norm.weight"] = norm(shape.head_dim)
             weights[p + "attn_k_norm.weight"] = norm(shape.head_dim)
@@ -107,12 +122,20 @@ def metadata(shape: Shape) -> dict[str, Any]:
     }
     if shape.sliding_window:
         values["attention.sliding_window"] = shape.sliding_window
+    if shape.n_experts:
+        values["expert_count"] = shape.n_experts
+        values["expert_used_count"] = shape.n_experts_used
+    if shape.architecture == "qwen3moe":
+        values["feed_forward_length"] = 3 * shape.n_ff  # of dense layers, which there are none of
+        values["expert_feed_forward_length"] = shape.n_ff
     return {f"{shape.architecture}.{key}": value for key, value in (values | shape.extra).items()}
 
 
 def add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     if isinstance(value, str):
         writer.add_string(key, value)
+    elif isinstance(value, bool):
+        writer.add_bool(key, value)
     elif isinstance(value, float):
         writer.add_float32(key, value)
     else:

@@ -22,7 +22,7 @@ def pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer:
         return _byte_level(True)
     if name == "smollm":
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _byte_level(True)])
-    pattern = {"llama-bpe": LLAMA3, "qwen2": QWEN2}[name]
+    pattern = {"llama-bpe": LLAMA3, "smaug-bpe": LLAMA3, "qwen2": QWEN2}[name]
     return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), _byte_level(False)])
 
 

@@ -23,6 +23,7 @@ LAYER_NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
 }
 FAMILY_NAMES = {
     "gemma3": {
@@ -65,6 +66,24 @@ def _model(shape: Shape) -> Any:
         "bos_token_id": None,
         "eos_token_id": None,
     }
+    if shape.architecture == "llama" and shape.n_experts:
+        config = transformers.MixtralConfig(
+            **common,
+            head_dim=shape.head_dim,
+            num_local_experts=shape.n_experts,
+            num_experts_per_tok=shape.n_experts_used,
+        )
+        return transformers.MixtralForCausalLM(config)
+    if shape.architecture == "qwen3moe":
+        config = transformers.Qwen3MoeConfig(
+            **common,
+            head_dim=shape.head_dim,
+            moe_intermediate_size=shape.n_ff,
+            num_experts=shape.n_experts,
+            num_experts_per_tok=shape.n_experts_used,
+            norm_topk_prob=shape.extra.get("expert_weights_norm", True),
+        )
+        return transformers.Qwen3MoeForCausalLM(config)
     if shape.architecture == "llama":
         factor = shape.extra.get("rope.scaling.factor")
         scaling = {"rope_type": "linear", "factor": factor, "rope_theta": shape.rope_base} if factor else None
@@ -91,10 +110,10 @@ def _model(shape: Shape) -> Any:
 def _checkpoint(shape: Shape, weights: Weights) -> dict[str, torch.Tensor]:
     names = LAYER_NAMES | FAMILY_NAMES.get(shape.architecture, {})
     top = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-    state = {}
+    state = _experts(shape, weights)
     for name, values in weights.items():
         stem, kind = name.rsplit(".", 1)
-        if stem == "rope_freqs":
+        if stem == "rope_freqs" or stem.endswith("_exps"):
             continue
         if shape.architecture == "gemma3" and stem.endswith("norm"):
             values = values - 1  # GGUF files carry the sum that the model computes
@@ -105,6 +124,17 @@ def _checkpoint(shape: Shape, weights: Weights) -> dict[str, torch.Tensor]:
             state[f"model.layers.{layer}.{names[part]}.{kind}"] = torch.from_numpy(values)
         else:
             state[f"{top[stem]}.{kind}"] = torch.from_numpy(values)
+    return state
+
+
+def _experts(shape: Shape, weights: Weights) -> dict[str, torch.Tensor]:
+    """Gate and up of all experts are one tensor there."""
+    state = {}
+    for layer in range(shape.n_layers if shape.n_experts else 0):
+        gate, up, down = (weights[f"blk.{layer}.ffn_{part}_exps.weight"] for part in ("gate", "up", "down"))
+        prefix = f"model.layers.{layer}.mlp.experts."
+        state[prefix + "gate_up_proj"] = torch.from_numpy(np.concatenate([gate, up], 1))
+        state[prefix + "down_proj"] = torch.from_numpy(down)
     return state
 
 

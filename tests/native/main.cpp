@@ -5,6 +5,7 @@
 #include <random>
 
 #include "check.h"
+#include "ggml-zipcache.h"
 
 namespace {
 int failures = 0;
@@ -33,6 +34,7 @@ unsigned test_seed() {
 
 // Runs the tests whose names hold one of the arguments; without arguments, all.
 int main(int argc, char ** argv) {
+    std::printf("kernels: %s\n", ggml_zipcache_cpu_name(ggml_zipcache_cpu_level()));
     int failed = 0, run = 0;
     for (const TestCase & test : test_cases()) {
         const auto named = [&](const char * part) { return std::strstr(test.name, part) != nullptr; };

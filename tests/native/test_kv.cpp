@@ -33,6 +33,7 @@ struct Layer {
     int64_t n, stride;
     int sliding_window;
     std::vector<ggml_fp16_t> k, v;
+    std::vector<float> probe_q;
     Probes probes;
     std::vector<float> norms;  // [n_heads * head_dim]
 
@@ -57,8 +58,9 @@ Layer random_layer(std::mt19937 & random) {
         }
     }
     for (int64_t i = 0; i < x.probes.size() * x.h.n_heads * x.h.head_dim; ++i) {
-        x.probes.q.push_back(2 * normal(random));
+        x.probe_q.push_back(2 * normal(random));
     }
+    x.probes.q = x.probe_q.data();
     for (int i = 0; i < x.h.n_heads * x.h.head_dim; ++i) {
         x.norms.push_back(0.1f + float(random() % 100));
     }
@@ -78,7 +80,7 @@ std::vector<double> attention(const Layer & x, int64_t probe, int head, double *
     for (int64_t t = 0; t < x.n; ++t) {
         double dot = 0;
         for (int c = 0; c < dim; ++c) {
-            dot += double(x.probes.q[(probe * x.h.n_heads + head) * dim + c]) *
+            dot += double(x.probe_q[(probe * x.h.n_heads + head) * dim + c]) *
                    ggml_fp16_to_fp32(x.k[(kv_head * x.stride + t) * dim + c]);
         }
         sum += p[t] = sees(x, probe, t) ? std::exp(dot * x.h.attention_scale) : 0;
@@ -310,7 +312,7 @@ TEST(balance_divides_by_what_its_definition_says) {
         }
         for (int64_t probe = 0; probe < x.probes.size(); ++probe) {
             for (int r = head * group; r < (head + 1) * group; ++r) {
-                q_squares += std::pow(double(x.probes.q[(probe * x.h.n_heads + r) * dim + c]), 2);
+                q_squares += std::pow(double(x.probe_q[(probe * x.h.n_heads + r) * dim + c]), 2);
             }
         }
         for (int r = head * group; r < (head + 1) * group; ++r) {

@@ -34,7 +34,8 @@ void shape(const GgufFile & file, HParams & h) {
 
 void weights(Weights & weights, const HParams & h, const std::string & prefix, LayerWeights & w) {
     common_weights(weights, h, prefix, w);
-    common_projections(weights, h, prefix, w);
+    separate_projections(weights, h, prefix, w);
+    dense_ffn(weights, h, prefix, w);
     w.q_norm = weights.plain(prefix + "attn_q_norm.weight", {h.head_dim});
     w.k_norm = weights.plain(prefix + "attn_k_norm.weight", {h.head_dim});
     w.attention_post_norm = weights.plain(prefix + "post_attention_norm.weight", {h.n_embd});

@@ -23,6 +23,7 @@ void weights(Weights & weights, const HParams & h, const std::string & prefix, L
     const int64_t qkv_dim = int64_t(h.n_heads + 2 * h.n_kv_heads) * h.head_dim;
     w.qkv = weights.matrix(prefix + "attn_qkv.weight", {h.n_embd, qkv_dim});
     w.ffn_up = weights.matrix(prefix + "ffn_up.weight", {h.n_embd, 2 * int64_t(h.n_ff)});
+    w.ffn_down = weights.matrix(prefix + "ffn_down.weight", {h.n_ff, h.n_embd});
 }
 
 ggml_tensor * layer(const LayerGraph & g, ggml_tensor * x) {

@@ -10,7 +10,8 @@ void shape(const GgufFile &, HParams & h) {
 
 void weights(Weights & weights, const HParams & h, const std::string & prefix, LayerWeights & w) {
     common_weights(weights, h, prefix, w);
-    common_projections(weights, h, prefix, w);
+    separate_projections(weights, h, prefix, w);
+    dense_ffn(weights, h, prefix, w);
 }
 
 ggml_tensor * layer(const LayerGraph & g, ggml_tensor * x) {

@@ -52,10 +52,14 @@ using WindowKernel = void (*)(const WindowTask &);
 using PackedKernel = void (*)(const PackedTask &);
 
 void window_portable(const WindowTask & task);
-WindowKernel window_avx2();  // nullptr where not compiled
-WindowKernel window_avx512();
-PackedKernel packed_avx2();
-PackedKernel packed_vnni();  // 256-bit AVX-512 VNNI
+// Those that are built for this machine's architecture.
+void window_avx2(const WindowTask & task);
+void window_avx512(const WindowTask & task);
+void window_neon(const WindowTask & task);
+void packed_avx2(const PackedTask & task);
+void packed_vnni(const PackedTask & task);  // 256-bit AVX-512 VNNI
+void packed_neon(const PackedTask & task);
+void packed_dotprod(const PackedTask & task);
 
 // The vector kernels take whole vectors of channels, and parameters of tokens for whole chunks of them.
 inline bool vectorizes(const ggml_zipcache_format & f) {

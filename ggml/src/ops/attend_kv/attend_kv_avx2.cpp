@@ -4,8 +4,6 @@
 #include <utility>
 
 #include "attend_kv.h"
-
-#ifdef __AVX2__
 #include "simd/avx2.h"
 
 namespace zipcache::attend_kv {
@@ -14,10 +12,11 @@ namespace {
 using namespace format;
 
 struct Avx2Dot {
+    using Floats = simd::Avx2;
+
     static __m256i pairs(__m256i codes, __m256i bytes) {
         return _mm256_madd_epi16(_mm256_maddubs_epi16(codes, bytes), _mm256_set1_epi16(1));
     }
-    // sum + for each 32-bit lane the dot product of four unsigned codes of Bits bits with four int8
     template <int Bits>
     static __m256i dot(__m256i sum, __m256i codes, __m256i bytes) {
         if constexpr (Bits == 8) {  // two products of 255 * 127 would overflow 16 bits
@@ -30,26 +29,17 @@ struct Avx2Dot {
     }
 };
 
-#include "packed_simd.h"
+#include "packed_dots_avx2.h"
 #include "window_simd.h"
 
 }  // namespace
 
-WindowKernel window_avx2() {
-    return window_simd<simd::Avx2>;
+void window_avx2(const WindowTask & task) {
+    window_simd<simd::Avx2>(task);
 }
 
-PackedKernel packed_avx2() {
-    return packed_simd<Avx2Dot>;
+void packed_avx2(const PackedTask & task) {
+    packed_simd<Avx2Dot>(task);
 }
 
 }  // namespace zipcache::attend_kv
-#else
-zipcache::attend_kv::WindowKernel zipcache::attend_kv::window_avx2() {
-    return nullptr;
-}
-
-zipcache::attend_kv::PackedKernel zipcache::attend_kv::packed_avx2() {
-    return nullptr;
-}
-#endif

@@ -2,8 +2,6 @@
 #include <cmath>
 
 #include "attend_kv.h"
-
-#ifdef __AVX512F__
 #include "simd/avx512.h"
 
 namespace zipcache::attend_kv {
@@ -13,13 +11,8 @@ namespace {
 
 }  // namespace
 
-WindowKernel window_avx512() {
-    return window_simd<simd::Avx512>;
+void window_avx512(const WindowTask & task) {
+    window_simd<simd::Avx512>(task);
 }
 
 }  // namespace zipcache::attend_kv
-#else
-zipcache::attend_kv::WindowKernel zipcache::attend_kv::window_avx512() {
-    return nullptr;
-}
-#endif

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "attend_kv.h"
+#include "device/cpu_kernels.h"
 #include "transform.h"
 
 namespace zipcache::attend_kv {
@@ -46,26 +47,9 @@ void window_portable(const WindowTask & task) {
 namespace {
 
 WindowKernel choose_window(int head_dim) {
+    const WindowKernel kernel = device::cpu_kernels().window;
     // the vector kernels keep whole registers of channels
-    if (head_dim % 16 != 0) {
-        return window_portable;
-    }
-    const auto level = ggml_zipcache_cpu_level();
-    if (level >= GGML_ZIPCACHE_CPU_AVX512 && window_avx512()) {
-        return window_avx512();
-    }
-    if (level >= GGML_ZIPCACHE_CPU_AVX2 && window_avx2()) {
-        return window_avx2();
-    }
-    return window_portable;
-}
-
-PackedKernel choose_packed() {
-    const auto level = ggml_zipcache_cpu_level();
-    if (level >= GGML_ZIPCACHE_CPU_VNNI && packed_vnni()) {
-        return packed_vnni();
-    }
-    return level >= GGML_ZIPCACHE_CPU_AVX2 ? packed_avx2() : nullptr;
+    return kernel && head_dim % 16 == 0 ? kernel : window_portable;
 }
 
 constexpr int kQueries = 4;  // query heads that pass over the codes together
@@ -119,7 +103,7 @@ void add_run(PackedKernel kernel, const ggml_zipcache_layer & layer, const ggml_
 }
 
 void add_segments(const ggml_zipcache_layer & layer, const float * q, int split, int n_splits, float * partial) {
-    const PackedKernel kernel = choose_packed();
+    const PackedKernel kernel = device::cpu_kernels().packed;
     for (int64_t first = 0, last; first < layer.n_segments; first = last) {
         const ggml_zipcache_segment * run = layer.segments + first;
         last = first + 1;

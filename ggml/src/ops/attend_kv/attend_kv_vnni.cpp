@@ -4,8 +4,6 @@
 #include <utility>
 
 #include "attend_kv.h"
-
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
 #include "simd/avx2.h"
 
 namespace zipcache::attend_kv {
@@ -14,24 +12,20 @@ namespace {
 using namespace format;
 
 struct VnniDot {
-    // sum + for each 32-bit lane the dot product of four unsigned codes of Bits bits with four int8
+    using Floats = simd::Avx2;
+
     template <int Bits>
     static __m256i dot(__m256i sum, __m256i codes, __m256i bytes) {
         return _mm256_dpbusd_epi32(sum, codes, bytes);
     }
 };
 
-#include "packed_simd.h"
+#include "packed_dots_avx2.h"
 
 }  // namespace
 
-PackedKernel packed_vnni() {
-    return packed_simd<VnniDot>;
+void packed_vnni(const PackedTask & task) {
+    packed_simd<VnniDot>(task);
 }
 
 }  // namespace zipcache::attend_kv
-#else
-zipcache::attend_kv::PackedKernel zipcache::attend_kv::packed_vnni() {
-    return nullptr;
-}
-#endif

@@ -1,51 +1,43 @@
 #pragma once
-// The vector kernel over packed codes, written once over the multiply-add `Ops` of unsigned codes and int8. Include it
-// only from a file that is compiled for its instruction set, inside an anonymous namespace: no symbol of it may leave
-// that file.
+// The vector kernel over packed codes, written once over `Ops`: a register type Ops::Floats, and what the sums over the
+// codes are made of (packed_dots_*.h). Include it only from a file that is compiled for its instruction set, inside an
+// anonymous namespace: no symbol of it may leave that file.
 //
 // No element is dequantized: scales are folded into the query (keys by channel) or into the probabilities (values by
 // token), which are then rounded to int8; the dot products run on the codes, whose planes are joined in registers. What
 // the rounding loses on an average code, (q - q8) * (2^b - 1) / 2, is known beforehand and added back.
 
-using simd::Avx2;
-
 constexpr int kMaxPlaces = kGroup;
 constexpr int kMaxDim = 512;
 constexpr int kChunk = 32;  // channels whose codes are joined together
 
-// x' = scale * code + min for eight entries.
-struct Values8 {
-    Avx2 scale, min;
+// x' = scale * code + min for as many entries as a register has lanes.
+template <class V>
+struct Values {
+    V scale, min;
 };
 
-inline __m128i eight(const uint8_t * bytes) {
-    return _mm_loadl_epi64(reinterpret_cast<const __m128i *>(bytes));
-}
-
-inline Values8 load_values(const Params & p, int64_t i) {
+template <class V>
+inline Values<V> load_values(const Params & p, int64_t i) {
     switch (p.kind) {
         case GGML_ZIPCACHE_PARAMS_F16_PAIR: {
-            const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p.data + 4 * i));
-            const __m256i halves = _mm256_permute4x64_epi64(
-                _mm256_packus_epi32(_mm256_and_si256(x, _mm256_set1_epi32(0xFFFF)), _mm256_srli_epi32(x, 16)), 0xD8);
-            return {{_mm256_cvtph_ps(_mm256_castsi256_si128(halves))},
-                    {_mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))}};
+            Values<V> value;
+            V::load_f16_pairs(reinterpret_cast<const uint16_t *>(p.data) + 2 * i, value.scale, value.min);
+            return value;
         }
         case GGML_ZIPCACHE_PARAMS_F16_SCALE: {
-            const Avx2 scale = Avx2::load_f16(reinterpret_cast<const uint16_t *>(p.data) + i);
-            return {scale, Avx2::mul(scale, Avx2::set(-p.bias))};
+            const V scale = V::load_f16(reinterpret_cast<const uint16_t *>(p.data) + i);
+            return {scale, V::mul(scale, V::set(-p.bias))};
         }
         default: {
-            const __m256i u = _mm256_slli_epi32(_mm256_cvtepu8_epi32(eight(p.data + i)), 19);
-            const Avx2 power = {_mm256_castsi256_ps(_mm256_add_epi32(u, _mm256_set1_epi32(127 << 23)))};
-            const Avx2 range = Avx2::mul(Avx2::sub(power, Avx2::set(1)), Avx2::set(p.range_unit));
-            Avx2 min = Avx2::mul(range, Avx2::set(-p.low));
+            const V range = V::mul(V::sub(V::load_f8(p.data + i), V::set(1)), V::set(p.range_unit));
+            V min = V::mul(range, V::set(-p.low));
             if (p.kind == GGML_ZIPCACHE_PARAMS_F8_PAIR) {
-                const Avx2 mid = {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight(p.data + p.n + i)))};
-                const Avx2 unit = p.mid_unit > 0 ? Avx2::set(p.mid_unit) : Avx2::mul(range, Avx2::set(1.0f / 256));
-                min = Avx2::fma(mid, unit, min);
+                const V mid = V::load_i8(reinterpret_cast<const int8_t *>(p.data + p.n + i));
+                const V unit = p.mid_unit > 0 ? V::set(p.mid_unit) : V::mul(range, V::set(1.0f / 256));
+                min = V::fma(mid, unit, min);
             }
-            return {Avx2::mul(range, Avx2::set(p.step)), min};
+            return {V::mul(range, V::set(p.step)), min};
         }
     }
 }
@@ -55,38 +47,28 @@ struct Rounded {
     float scale, lost;
 };
 
-inline Avx2 magnitude(Avx2 x) {
-    return {_mm256_and_ps(x.r, _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF)))};
-}
-
+template <class V>
 inline Rounded round_to_int8(const float * x, int n, float largest, int8_t * to) {
     const float scale = largest / 127.0f;
     // a subnormal largest has no finite inverse; its products vanish anyway
-    const Avx2 inverse = Avx2::set(largest > 1e-30f ? 127.0f / largest : 0.0f), step = Avx2::set(scale);
-    Avx2 lost = Avx2::zero();
-    for (int i = 0; i < n; i += 8) {
-        const Avx2 value = Avx2::load(x + i);
-        const Avx2 rounded = Avx2::round(Avx2::mul(value, inverse));
-        lost = Avx2::add(lost, Avx2::sub(value, Avx2::mul(rounded, step)));
-        const __m256i wide = _mm256_cvtps_epi32(rounded.r);
-        const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
-        _mm_storel_epi64(reinterpret_cast<__m128i *>(to + i), _mm_packs_epi16(words, words));
+    const V inverse = V::set(largest > 1e-30f ? 127.0f / largest : 0.0f), step = V::set(scale);
+    V lost = V::zero();
+    for (int i = 0; i < n; i += V::lanes) {
+        const V value = V::load(x + i);
+        const V rounded = V::round(V::mul(value, inverse));
+        lost = V::add(lost, V::sub(value, V::mul(rounded, step)));
+        rounded.store_i8(to + i);
     }
     return {scale, lost.sum()};
 }
 
+template <class V>
 inline Rounded round_to_int8(const float * x, int n, int8_t * to) {
-    Avx2 top = Avx2::zero();
-    for (int i = 0; i < n; i += 8) {
-        top = Avx2::max(top, magnitude(Avx2::load(x + i)));
+    V top = V::zero();
+    for (int i = 0; i < n; i += V::lanes) {
+        top = V::max(top, V::abs(V::load(x + i)));
     }
-    return round_to_int8(x, n, top.max(), to);
-}
-
-inline __m256i four(const int8_t * bytes) {
-    int32_t word;
-    std::memcpy(&word, bytes, sizeof word);
-    return _mm256_set1_epi32(word);
+    return round_to_int8<V>(x, n, top.max(), to);
 }
 
 // Calls f with 0, 1, ... N - 1 as constants.
@@ -109,83 +91,19 @@ constexpr int plane_low(int plane) {
     return low;
 }
 
-// Bits [Shift, Shift + W) of each byte of `from`, moved to bit Low.
-template <int W, int Shift, int Low>
-inline __m256i plane_bits(__m256i from) {
-    const __m256i moved = Shift >= Low ? _mm256_srli_epi16(from, Shift >= Low ? Shift - Low : 0)
-                                       : _mm256_slli_epi16(from, Shift >= Low ? 0 : Low - Shift);
-    return _mm256_and_si256(moved, _mm256_set1_epi8(static_cast<char>(((1 << W) - 1) << Low)));
-}
+// The innermost loops, by kind of register: packed_dots_*.h. plane: where the planes begin; tile_bytes: of each plane,
+// from 8 places (keys) or 4 (values) to the next.
 
-// Codes of sub-vector Sub, counted from the vectors that `plane` points at; the planes joined.
-template <int Bits, int Sub, int Plane = 0>
-inline __m256i joined(const uint8_t * const * plane) {
-    constexpr int width = planes_of(Bits).width[Plane], subs = 8 / width;
-    const auto * at = reinterpret_cast<const __m256i *>(plane[Plane] + Sub / subs * kVector);
-    const __m256i bits = plane_bits<width, Sub % subs * width, plane_low<Bits>(Plane)>(_mm256_loadu_si256(at));
-    if constexpr (Plane + 1 < planes_of(Bits).n) {
-        return _mm256_or_si256(bits, joined<Bits, Sub, Plane + 1>(plane));
-    } else {
-        return bits;
-    }
-}
-
-// sum [Tiles][Queries] += codes . q8 for N sub-vectors of four channels. plane: of the first tile at the first channel;
-// tile_bytes: from a tile to the next, for each plane.
-template <class Ops, int Queries, int Bits, int Tiles, int N>
-inline void key_chunk(const uint8_t * const * plane, const int64_t * tile_bytes, const int8_t * q8,
-                      __m256i (*sum)[Queries]) {
-    const uint8_t * at[Tiles][3];
-    for (int t = 0; t < Tiles; ++t) {
-        for (int p = 0; p < planes_of(Bits).n; ++p) {
-            at[t][p] = plane[p] + t * tile_bytes[p];
-        }
-    }
-    each<N>([&](auto s) {
-        __m256i code[Tiles];
-        for (int t = 0; t < Tiles; ++t) {
-            code[t] = joined<Bits, s.value>(at[t]);
-        }
-        for (int i = 0; i < Queries; ++i) {
-            const __m256i query = four(q8 + i * kMaxDim + s.value * 4);
-            for (int t = 0; t < Tiles; ++t) {
-                sum[t][i] = Ops::template dot<Bits>(sum[t][i], code[t], query);
-            }
-        }
-    });
-}
-
+// sums [Queries, kMaxPlaces] i32 = codes . q8 over channels [first, last), for Tiles times 8 places
 template <class Ops, int Queries, int Bits, int Tiles>
 inline void key_tiles(const uint8_t * const * plane, const int64_t * tile_bytes, int first, int last, const int8_t * q8,
-                      int32_t * sums) {
-    __m256i sum[Tiles][Queries];
-    for (int t = 0; t < Tiles; ++t) {
-        for (int i = 0; i < Queries; ++i) {
-            sum[t][i] = _mm256_setzero_si256();
-        }
-    }
-    const uint8_t * at[3];
-    for (int channel = first; channel < last; channel += kChunk) {
-        for (int p = 0; p < planes_of(Bits).n; ++p) {
-            at[p] = plane[p] + channel / kChunk * planes_of(Bits).width[p] * kVector;
-        }
-        const int8_t * q = q8 + channel;
-        if (last - channel >= kChunk) {
-            key_chunk<Ops, Queries, Bits, Tiles, 8>(at, tile_bytes, q, sum);
-        } else if (last - channel >= 24) {
-            key_chunk<Ops, Queries, Bits, Tiles, 6>(at, tile_bytes, q, sum);
-        } else if (last - channel >= 16) {
-            key_chunk<Ops, Queries, Bits, Tiles, 4>(at, tile_bytes, q, sum);
-        } else {
-            key_chunk<Ops, Queries, Bits, Tiles, 2>(at, tile_bytes, q, sum);
-        }
-    }
-    for (int t = 0; t < Tiles; ++t) {
-        for (int i = 0; i < Queries; ++i) {
-            _mm256_store_si256(reinterpret_cast<__m256i *>(sums + i * kMaxPlaces + t * 8), sum[t][i]);
-        }
-    }
-}
+                      int32_t * sums);
+
+// out [Queries, kMaxDim] += scale * (w8 . codes) over all places, for N sub-vectors of eight channels: the first of 64
+// channels, or those from the 32nd on if Odd
+template <class Ops, int Queries, int Bits, int N, int Odd>
+inline void value_chunk(const uint8_t * const * plane, const int64_t * tile_bytes, int n_places, const int8_t * w8,
+                        const float * scale, float * out);
 
 // sums [Queries, kMaxPlaces] i32 = codes . q8 over channels [first, last), for each place of n_places
 template <class Ops, int Queries, int Bits>
@@ -213,46 +131,7 @@ void key_dots(const uint8_t * codes, int n_places, int dim, int first, int last,
     }
 }
 
-// out [Queries, kMaxDim] += scale * (w8 . codes) over all places, for N sub-vectors of eight channels from `Odd` on.
-// plane: at the first place; tile_bytes: from four places to the next, for each plane.
-template <class Ops, int Queries, int Bits, int N, int Odd>
-inline void value_chunk(const uint8_t * const * plane, const int64_t * tile_bytes, int n_places, const int8_t * w8,
-                        const float * scale, float * out) {
-    constexpr Planes planes = planes_of(Bits);
-    const uint8_t * at[3];
-    for (int p = 0; p < planes.n; ++p) {
-        at[p] = plane[p];
-    }
-    __m256i sum[Queries][N];
-    for (int i = 0; i < Queries; ++i) {
-        for (int s = 0; s < N; ++s) {
-            sum[i][s] = _mm256_setzero_si256();
-        }
-    }
-    for (int place = 0; place < n_places; place += 4) {
-        __m256i weight[Queries];
-        for (int i = 0; i < Queries; ++i) {
-            weight[i] = four(w8 + i * kMaxPlaces + place);
-        }
-        each<N>([&](auto s) {
-            const __m256i code = joined<Bits, Odd * 4 + s.value>(at);
-            for (int i = 0; i < Queries; ++i) {
-                sum[i][s.value] = Ops::template dot<Bits>(sum[i][s.value], code, weight[i]);
-            }
-        });
-        for (int p = 0; p < planes.n; ++p) {
-            at[p] += tile_bytes[p];
-        }
-    }
-    for (int i = 0; i < Queries; ++i) {
-        for (int s = 0; s < N; ++s) {
-            float * to = out + i * kMaxDim + s * 8;
-            Avx2::fma({_mm256_cvtepi32_ps(sum[i][s])}, Avx2::set(scale[i]), Avx2::load(to)).store(to);
-        }
-    }
-}
-
-// The same for channels [first, last).
+// out [Queries, kMaxDim] += scale * (w8 . codes) for channels [first, last)
 template <class Ops, int Queries, int Bits>
 void value_dots(const uint8_t * codes, int n_places, int dim, int first, int last, const int8_t * w8,
                 const float * scale, float * out) {
@@ -307,6 +186,8 @@ void with_bits(int bits, Visit && visit) {
 
 template <class Ops, int Queries>
 struct Head {
+    using V = typename Ops::Floats;
+
     const PackedTask & task;
     const ggml_zipcache_format & f = *task.segments->format;
     const int dim = f.head_dim;
@@ -324,7 +205,7 @@ struct Head {
             std::memset(plain_q8 + i * kMaxDim, 0, dim + kChunk > kMaxDim ? kMaxDim : dim + kChunk);
             std::memset(q8 + i * kMaxDim, 0, dim + kChunk > kMaxDim ? kMaxDim : dim + kChunk);
             std::fill_n(out + i * kMaxDim, std::min(kMaxDim, dim + kChunk), 0.0f);
-            plain_scale[i] = round_to_int8(t.q + i * dim, dim, plain_q8 + i * kMaxDim).scale;
+            plain_scale[i] = round_to_int8<V>(t.q + i * dim, dim, plain_q8 + i * kMaxDim).scale;
             bias[i] = sum[i] = 0;
             maximum[i] = -INFINITY;
         }
@@ -333,22 +214,22 @@ struct Head {
     // q8 <- the query times the channels' scales; q_constant <- the query times their mins
     void fold(const Params & params) {
         alignas(32) float product[Queries * kMaxDim];
-        Avx2 offset[Queries], top[Queries];
+        V offset[Queries], top[Queries];
         for (int i = 0; i < Queries; ++i) {
-            offset[i] = top[i] = Avx2::zero();
+            offset[i] = top[i] = V::zero();
         }
-        for (int c = 0; c < dim; c += 8) {
-            const Values8 value = load_values(params, c);
+        for (int c = 0; c < dim; c += V::lanes) {
+            const Values<V> value = load_values<V>(params, c);
             for (int i = 0; i < Queries; ++i) {
-                const Avx2 query = Avx2::load(task.q + i * dim + c);
-                const Avx2 x = Avx2::mul(query, value.scale);
+                const V query = V::load(task.q + i * dim + c);
+                const V x = V::mul(query, value.scale);
                 x.store(product + i * kMaxDim + c);
-                top[i] = Avx2::max(top[i], magnitude(x));
-                offset[i] = Avx2::fma(query, value.min, offset[i]);
+                top[i] = V::max(top[i], V::abs(x));
+                offset[i] = V::fma(query, value.min, offset[i]);
             }
         }
         for (int i = 0; i < Queries; ++i) {
-            const Rounded r = round_to_int8(product + i * kMaxDim, dim, top[i].max(), q8 + i * kMaxDim);
+            const Rounded r = round_to_int8<V>(product + i * kMaxDim, dim, top[i].max(), q8 + i * kMaxDim);
             q_scale[i] = r.scale;
             q_lost[i] = r.lost;
             q_constant[i] = offset[i].sum();
@@ -368,12 +249,9 @@ struct Head {
         with_bits(bits,
                   [&](auto b) { key_dots<Ops, Queries, b.value>(block.k, block.n_places, dim, 0, dim, q8, sums); });
         for (int i = 0; i < Queries; ++i) {
-            const Avx2 scale = Avx2::set(q_scale[i]),
-                       constant = Avx2::set(q_constant[i] + q_lost[i] * levels(bits) / 2);
-            for (int p = 0; p < block.n_places; p += 8) {
-                const auto * s = reinterpret_cast<const __m256i *>(sums + i * kMaxPlaces + p);
-                Avx2::fma({_mm256_cvtepi32_ps(_mm256_load_si256(s))}, scale, constant)
-                    .store(logits + i * kMaxPlaces + p);
+            const V scale = V::set(q_scale[i]), constant = V::set(q_constant[i] + q_lost[i] * levels(bits) / 2);
+            for (int p = 0; p < block.n_places; p += V::lanes) {
+                V::fma(V::load_i32(sums + i * kMaxPlaces + p), scale, constant).store(logits + i * kMaxPlaces + p);
             }
         }
     }
@@ -392,15 +270,14 @@ struct Head {
                     total += task.q[i * dim + c];
                     rounded += static_cast<float>(plain_q8[i * kMaxDim + c]);
                 }
-                const Avx2 scale = Avx2::set(plain_scale[i]), all = Avx2::set(total);
-                const Avx2 lost = Avx2::set((total - rounded * plain_scale[i]) * levels(bits) / 2);
-                for (int p = 0; p < block.n_places; p += 8) {
-                    const auto * s = reinterpret_cast<const __m256i *>(sums + i * kMaxPlaces + p);
-                    const Avx2 dot = Avx2::fma({_mm256_cvtepi32_ps(_mm256_load_si256(s))}, scale, lost);
-                    const Values8 value = load_values(block.k_params, int64_t(first / width) * block.n_places + p);
+                const V scale = V::set(plain_scale[i]), all = V::set(total);
+                const V lost = V::set((total - rounded * plain_scale[i]) * levels(bits) / 2);
+                for (int p = 0; p < block.n_places; p += V::lanes) {
+                    const V dot = V::fma(V::load_i32(sums + i * kMaxPlaces + p), scale, lost);
+                    const Values<V> value = load_values<V>(block.k_params, int64_t(first / width) * block.n_places + p);
                     float * to = logits + i * kMaxPlaces + p;
-                    const Avx2 before = first == 0 ? Avx2::zero() : Avx2::load(to);
-                    Avx2::fma(dot, value.scale, Avx2::fma(all, value.min, before)).store(to);
+                    const V before = first == 0 ? V::zero() : V::load(to);
+                    V::fma(dot, value.scale, V::fma(all, value.min, before)).store(to);
                 }
             }
         }
@@ -408,26 +285,25 @@ struct Head {
 
     // Logits to weights relative to the running maximum, which they may raise.
     void softmax(int i, float * logits, int n_places) {
-        Avx2 top = Avx2::set(maximum[i]);
-        for (int p = 0; p < n_places; p += 8) {
-            top = Avx2::max(top, Avx2::load(logits + p));
+        V top = V::set(maximum[i]);
+        for (int p = 0; p < n_places; p += V::lanes) {
+            top = V::max(top, V::load(logits + p));
         }
         const float before = maximum[i];
         maximum[i] = top.max();
-        Avx2 total = Avx2::zero();
-        for (int p = 0; p < n_places; p += 8) {
+        V total = V::zero();
+        for (int p = 0; p < n_places; p += V::lanes) {
             // hidden places hold -inf, and exp's floor is not quite 0
-            const Avx2 x = Avx2::load(logits + p);
-            const Avx2 seen = {_mm256_cmp_ps(x.r, _mm256_set1_ps(-INFINITY), _CMP_GT_OQ)};
-            const Avx2 weight = {_mm256_and_ps(Avx2::exp(Avx2::sub(x, Avx2::set(maximum[i]))).r, seen.r)};
+            const V x = V::load(logits + p);
+            const V weight = V::zero_where_infinite(V::exp(V::sub(x, V::set(maximum[i]))), x);
             weight.store(logits + p);
-            total = Avx2::add(total, weight);
+            total = V::add(total, weight);
         }
         const float shrink = before == maximum[i] ? 1.0f : std::exp(before - maximum[i]);
         sum[i] = sum[i] * shrink + total.sum();
         bias[i] *= shrink;
-        for (int c = 0; shrink != 1.0f && c < dim; c += 8) {
-            Avx2::mul(Avx2::load(out + i * kMaxDim + c), Avx2::set(shrink)).store(out + i * kMaxDim + c);
+        for (int c = 0; shrink != 1.0f && c < dim; c += V::lanes) {
+            V::mul(V::load(out + i * kMaxDim + c), V::set(shrink)).store(out + i * kMaxDim + c);
         }
     }
 
@@ -438,31 +314,31 @@ struct Head {
         alignas(32) int8_t w8[Queries * kMaxPlaces];
         for (int first = 0; first < dim; first += width) {
             float scale[Queries];
-            Avx2 offset[Queries], top[Queries];
+            V offset[Queries], top[Queries];
             for (int i = 0; i < Queries; ++i) {
-                offset[i] = top[i] = Avx2::zero();
+                offset[i] = top[i] = V::zero();
             }
-            for (int p = 0; p < block.n_places; p += 8) {
-                const Values8 value = load_values(block.v_params, int64_t(first / width) * block.n_places + p);
+            for (int p = 0; p < block.n_places; p += V::lanes) {
+                const Values<V> value = load_values<V>(block.v_params, int64_t(first / width) * block.n_places + p);
                 for (int i = 0; i < Queries; ++i) {
-                    const Avx2 weight = Avx2::load(weights + i * kMaxPlaces + p);
-                    const Avx2 x = Avx2::mul(weight, value.scale);
+                    const V weight = V::load(weights + i * kMaxPlaces + p);
+                    const V x = V::mul(weight, value.scale);
                     x.store(scaled + i * kMaxPlaces + p);
-                    top[i] = Avx2::max(top[i], magnitude(x));
-                    offset[i] = Avx2::fma(weight, value.min, offset[i]);
+                    top[i] = V::max(top[i], V::abs(x));
+                    offset[i] = V::fma(weight, value.min, offset[i]);
                 }
             }
             for (int i = 0; i < Queries; ++i) {
                 const Rounded r =
-                    round_to_int8(scaled + i * kMaxPlaces, block.n_places, top[i].max(), w8 + i * kMaxPlaces);
+                    round_to_int8<V>(scaled + i * kMaxPlaces, block.n_places, top[i].max(), w8 + i * kMaxPlaces);
                 scale[i] = r.scale;
                 const float common = offset[i].sum() + r.lost * levels(bits) / 2;
                 if (width == dim) {
                     bias[i] += common;
                 }
-                for (int c = first; width < dim && c < first + width; c += 8) {
+                for (int c = first; width < dim && c < first + width; c += V::lanes) {
                     float * to = out + i * kMaxDim + c;
-                    Avx2::add(Avx2::load(to), Avx2::set(common)).store(to);
+                    V::add(V::load(to), V::set(common)).store(to);
                 }
             }
             with_bits(bits, [&](auto b) {
@@ -477,7 +353,7 @@ struct Head {
         float scale[Queries], lost[Queries];
         for (int i = 0; i < Queries; ++i) {
             std::fill_n(dots + i * kMaxDim, std::min(kMaxDim, dim + kChunk), 0.0f);
-            const Rounded r = round_to_int8(weights + i * kMaxPlaces, block.n_places, w8 + i * kMaxPlaces);
+            const Rounded r = round_to_int8<V>(weights + i * kMaxPlaces, block.n_places, w8 + i * kMaxPlaces);
             scale[i] = r.scale;
             lost[i] = r.lost * levels(bits) / 2;
         }
@@ -485,16 +361,16 @@ struct Head {
             value_dots<Ops, Queries, b.value>(block.v, block.n_places, dim, 0, dim, w8, scale, dots);
         });
         for (int i = 0; i < Queries; ++i) {
-            Avx2 total = Avx2::zero();
-            for (int p = 0; p < block.n_places; p += 8) {
-                total = Avx2::add(total, Avx2::load(weights + i * kMaxPlaces + p));
+            V total = V::zero();
+            for (int p = 0; p < block.n_places; p += V::lanes) {
+                total = V::add(total, V::load(weights + i * kMaxPlaces + p));
             }
-            const Avx2 all = Avx2::set(total.sum()), back = Avx2::set(lost[i]);
-            for (int c = 0; c < dim; c += 8) {
-                const Values8 value = load_values(block.v_params, c);
+            const V all = V::set(total.sum()), back = V::set(lost[i]);
+            for (int c = 0; c < dim; c += V::lanes) {
+                const Values<V> value = load_values<V>(block.v_params, c);
                 float * to = out + i * kMaxDim + c;
-                const Avx2 dot = Avx2::add(Avx2::load(dots + i * kMaxDim + c), back);
-                Avx2::fma(dot, value.scale, Avx2::fma(all, value.min, Avx2::load(to))).store(to);
+                const V dot = V::add(V::load(dots + i * kMaxDim + c), back);
+                V::fma(dot, value.scale, V::fma(all, value.min, V::load(to))).store(to);
             }
         }
     }
@@ -518,7 +394,7 @@ struct Head {
     // The next block, most likely: no page or prefetcher stands between it and this one.
     static void fetch(const uint8_t * from, int64_t n) {
         for (int64_t i = 0; i < n; i += 64) {
-            _mm_prefetch(reinterpret_cast<const char *>(from + i), _MM_HINT_T0);
+            __builtin_prefetch(from + i);
         }
     }
 

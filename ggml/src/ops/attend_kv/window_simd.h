@@ -67,8 +67,7 @@ float block_weights(float * logits, int n_tokens, float & maximum, float & sum) 
 
 template <class V, int Queries>
 void block_values(const float * weights, const float * shrink, const uint16_t * v, int n_tokens, int dim, float * out) {
-    constexpr int kTile = 2;  // registers of channels; head_dim is a multiple of 16, so AVX-512 takes one at a time
-    constexpr int kWidth = V::lanes <= 8 ? kTile : 1;
+    constexpr int kWidth = 16 / V::lanes;  // registers of channels; head_dim is a multiple of 16
     for (int c = 0; c < dim; c += kWidth * V::lanes) {
         V sum[Queries][kWidth];
         for (int i = 0; i < Queries; ++i) {

@@ -1,10 +1,8 @@
-#include "mul_mat.h"
-
-#ifdef __AVX2__
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
+#include "mul_mat.h"
 #include "simd/avx2.h"
 
 namespace zipcache::mul_mat {
@@ -14,13 +12,8 @@ namespace {
 
 }  // namespace
 
-Kernel kernel_avx2() {
-    return mul_mat_simd<simd::Avx2>;
+void mul_mat_avx2(const ggml_zipcache_mul_mat_args & args, int64_t first_row, int64_t last_row) {
+    mul_mat_simd<simd::Avx2>(args, first_row, last_row);
 }
 
 }  // namespace zipcache::mul_mat
-#else
-zipcache::mul_mat::Kernel zipcache::mul_mat::kernel_avx2() {
-    return nullptr;
-}
-#endif

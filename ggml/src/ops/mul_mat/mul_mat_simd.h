@@ -11,7 +11,7 @@ constexpr int kRegisters = 2;
 template <class V>
 struct Tile {
     static constexpr int rows = kRegisters * V::lanes;
-    static constexpr int columns = V::lanes == 8 ? 6 : 12;  // sums in 12 of 16, or 24 of 32 registers
+    static constexpr int columns = V::lanes == 8 ? 6 : 12;  // sums in 12 of AVX2's 16, or 24 of 32 registers
 };
 
 // panel [depth, rows] f32, x [Columns, depth] f32 -> y [Columns, rows] f32, added to if `add`

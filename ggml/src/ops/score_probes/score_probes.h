@@ -19,7 +19,9 @@ inline Seen seen_by(const ggml_zipcache_probes & probes, int64_t probe) {
 // score[i] += softmax(logits)[i], square[i] += its square; logits [n] f32, n >= 1, is overwritten
 using AddSoftmax = void (*)(float * logits, int64_t n, float * score, float * square);
 
-AddSoftmax add_softmax_avx2();  // nullptr where not compiled
-AddSoftmax add_softmax_avx512();
+// Those that are built for this machine's architecture.
+void add_softmax_avx2(float * logits, int64_t n, float * score, float * square);
+void add_softmax_avx512(float * logits, int64_t n, float * score, float * square);
+void add_softmax_neon(float * logits, int64_t n, float * score, float * square);
 
 }  // namespace zipcache::score_probes

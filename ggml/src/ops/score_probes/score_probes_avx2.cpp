@@ -1,8 +1,6 @@
-#include "score_probes.h"
-
-#ifdef __AVX2__
 #include <cmath>
 
+#include "score_probes.h"
 #include "simd/avx2.h"
 
 namespace zipcache::score_probes {
@@ -12,13 +10,8 @@ namespace {
 
 }  // namespace
 
-AddSoftmax add_softmax_avx2() {
-    return add_softmax<simd::Avx2>;
+void add_softmax_avx2(float * logits, int64_t n, float * score, float * square) {
+    add_softmax<simd::Avx2>(logits, n, score, square);
 }
 
 }  // namespace zipcache::score_probes
-#else
-zipcache::score_probes::AddSoftmax zipcache::score_probes::add_softmax_avx2() {
-    return nullptr;
-}
-#endif

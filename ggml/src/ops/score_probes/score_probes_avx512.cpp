@@ -1,8 +1,6 @@
-#include "score_probes.h"
-
-#ifdef __AVX512F__
 #include <cmath>
 
+#include "score_probes.h"
 #include "simd/avx512.h"
 
 namespace zipcache::score_probes {
@@ -12,13 +10,8 @@ namespace {
 
 }  // namespace
 
-AddSoftmax add_softmax_avx512() {
-    return add_softmax<simd::Avx512>;
+void add_softmax_avx512(float * logits, int64_t n, float * score, float * square) {
+    add_softmax<simd::Avx512>(logits, n, score, square);
 }
 
 }  // namespace zipcache::score_probes
-#else
-zipcache::score_probes::AddSoftmax zipcache::score_probes::add_softmax_avx512() {
-    return nullptr;
-}
-#endif

@@ -1,17 +1,9 @@
 #include <vector>
 
-#include "score_probes.h"
+#include "device/cpu_kernels.h"
 
 namespace zipcache::score_probes {
 namespace {
-
-AddSoftmax choose() {
-    const auto level = ggml_zipcache_cpu_level();
-    if (level >= GGML_ZIPCACHE_CPU_AVX512 && add_softmax_avx512()) {
-        return add_softmax_avx512();
-    }
-    return level >= GGML_ZIPCACHE_CPU_AVX2 ? add_softmax_avx2() : nullptr;
-}
 
 // Rows of logits that live at a time; more make the product of queries and keys cheaper.
 constexpr int64_t kRows = 48;
@@ -22,7 +14,7 @@ constexpr int64_t kRows = 48;
 void ggml_zipcache_score_probes(const ggml_zipcache_probes * probes, int kv_head, int64_t first_probe,
                                 int64_t last_probe, float * score, float * square) {
     using namespace zipcache::score_probes;
-    const auto add_softmax = choose();
+    const AddSoftmax add_softmax = zipcache::device::cpu_kernels().add_softmax;
     if (!add_softmax) {
         ggml_zipcache_score_probes_ref(probes, kv_head, first_probe, last_probe, score, square);
         return;

@@ -1,0 +1,50 @@
+#include "kv/kv_plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "kv/kv_cache.h"
+
+namespace zipcache {
+namespace {
+
+// Codes, parameters and order of n tokens of one layer. The budget of water-filling holds them all; elsewhere how many
+// tokens take each tier is known, and which is all the same.
+size_t segment_bytes(const Policy & policy, const HParams & h, int64_t n) {
+    if (policy.ranking == Ranking::water_fill) {
+        return size_t(std::ceil(policy.budget * double(2 * n * h.n_kv_heads * h.head_dim) / 8));
+    }
+    const ggml_zipcache_format & format = policy.format_for(n);
+    std::vector<uint8_t> tiers(format.same_order ? n : h.n_kv_heads * n);
+    if (policy.ranking == Ranking::top_ratio) {
+        const int64_t n_salient = std::llround(policy.options.ratio * double(n));
+        for (size_t rank = 0; rank < tiers.size(); rank += n) {
+            std::fill(tiers.begin() + int64_t(rank) + n_salient, tiers.begin() + int64_t(rank) + n, uint8_t(1));
+        }
+    }
+    return ggml_zipcache_segment_bytes(&format, n, tiers.data());
+}
+
+}  // namespace
+
+KvPlan plan_kv(const Policy & policy, const HParams & h, int64_t n_tokens) {
+    KvPlan plan;
+    if (!policy.compresses) {
+        plan.cache_bytes = f16_cache_bytes(h, n_tokens);
+        return plan;
+    }
+    const size_t row = f16_cache_bytes(h, 1) / h.n_layers;
+    plan.prefill_bytes = row * n_tokens;
+    plan.cache_bytes = row * h.n_layers * policy.window_capacity();
+    for (int layer = 0; layer < h.n_layers; ++layer) {
+        int64_t n = n_tokens < policy.window_capacity() ? 0 : n_tokens - policy.n_recent;
+        if (const int64_t sliding = h.window_of(layer); sliding > 0) {
+            n = std::min(n, std::max<int64_t>(0, sliding - 1 - policy.n_recent));
+        }
+        plan.cache_bytes += n > 0 ? segment_bytes(policy, h, n) : 0;
+    }
+    return plan;
+}
+
+}  // namespace zipcache
