@@ -374,6 +374,10 @@ TEST(cuda_ops_name_what_they_do_not_accept) {
     CHECK(ggml_zipcache_cuda_attend_kv(&args, none.data(), plenty, nullptr) != nullptr);
     args.head_dim = 128;
     CHECK(ggml_zipcache_cuda_attend_kv(&args, none.data(), 1, nullptr) != nullptr);
+    args.n_kv_heads = 0;
+    CHECK(ggml_zipcache_cuda_attend_kv(&args, none.data(), plenty, nullptr) != nullptr);
+    CHECK(ggml_zipcache_cuda_attend_kv_workspace(&args) == 0);
+    args.n_kv_heads = 8;
     args.n_heads = 136;
     CHECK(ggml_zipcache_cuda_attend_kv(&args, none.data(), plenty, nullptr) != nullptr);
 }
