@@ -125,7 +125,9 @@ struct ggml_zipcache_cuda_attend_args {
     int32_t head_dim;        // 64, 80, 96, 128, 256
     float scale;             // multiplies q . k
     int32_t sliding_window;  // only the newest so many tokens of the window are seen; 0: all
-    bool any_format;         // set where a segment's format is not ggml_zipcache_cuda_is_common(): a slower kernel
+    // Set where a segment's format is not ggml_zipcache_cuda_is_common(), or where segments of one sequence differ in
+    // k_divisor or k.rotate: a slower kernel. Not set then, the output is NaN or wrong.
+    bool any_format;
     const struct ggml_zipcache_cuda_sequence * sequences;  // device [n_sequences]
     const float * q;                                       // device [n_sequences, n_heads, head_dim] f32
     float * out;                                           // device [n_sequences, n_heads, head_dim] f32

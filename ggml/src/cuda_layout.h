@@ -79,6 +79,10 @@ constexpr format::Spot cuda_v_spot(int place, int channel, int head_dim, int wid
     return word_spot(place / kStep, channel / 8, lane, place % kStep / 8 * 2 + place % 2, head_dim, width);
 }
 
+static_assert(plane_bytes(64, 128, 4) == 64 * 128 / 2);
+static_assert(cuda_k_spot(9, 37, 128, 4).byte == 597 && cuda_k_spot(9, 37, 128, 1).shift == 2);
+static_assert(cuda_v_spot(9, 37, 128, 4).byte == 331 && cuda_v_spot(9, 37, 128, 1).shift == 4);
+
 constexpr int channel_index(int channel, int head_dim) {
     return channel % 16 / 4 * (head_dim / 4) + channel / 16 * 4 + channel % 4;
 }

@@ -59,7 +59,7 @@ def _check(model: Any, path: Path) -> None:
     if trainer.model_type != pb.TrainerSpec.BPE:
         refuse("the model type", pb.TrainerSpec.ModelType.Name(trainer.model_type), "BPE")
     if normalizer.precompiled_charsmap:
-        refuse("the normalizer", normalizer.name, "identity: GGUF takes characters as they come")
+        refuse("the normalizer", "a table of replacements", "none: GGUF takes characters as they come")
     if not normalizer.escape_whitespaces:
         refuse("escape_whitespaces", False, "true")
     if trainer.treat_whitespace_as_suffix:

@@ -59,7 +59,10 @@ Sequence random_sequence(std::mt19937 & random, const Shape & shape, bool common
         if (common) {
             make_common(s.samples.back(), random);
         }
-        if (i > 0 && random() % 3 == 0) {  // a layer's segments share their divisors
+        if (i > 0 && common) {
+            s.samples[i].format.k.rotate = s.samples[0].format.k.rotate;
+        }
+        if (i > 0 && (common || random() % 3 == 0)) {  // a layer's segments share their divisors
             s.samples[i].k_divisor = s.samples[0].k_divisor;
             s.samples[i].v_divisor = s.samples[0].v_divisor;
             s.samples[i].quantize();
@@ -159,7 +162,8 @@ OnDevice put_case(const Case & c) {
         for (size_t i = 0; i < s.samples.size(); ++i) {
             const Sample & x = s.samples[i];
             auto segment = put_segment(arena, s, int(i));
-            any_format |= !ggml_zipcache_cuda_is_common(&x.format);
+            any_format |= !ggml_zipcache_cuda_is_common(&x.format) || x.k_divisor != s.samples[0].k_divisor ||
+                          x.format.k.rotate != s.samples[0].format.k.rotate;
             if (!segment.k_divisor) {
                 segment.k_divisor = segments[0].k_divisor;
                 segment.v_divisor = segments[0].v_divisor;
@@ -370,6 +374,10 @@ TEST(cuda_ops_name_what_they_do_not_accept) {
     CHECK(ggml_zipcache_cuda_attend_kv(&args, none.data(), plenty, nullptr) != nullptr);
     args.head_dim = 128;
     CHECK(ggml_zipcache_cuda_attend_kv(&args, none.data(), 1, nullptr) != nullptr);
+    args.n_kv_heads = 0;
+    CHECK(ggml_zipcache_cuda_attend_kv(&args, none.data(), plenty, nullptr) != nullptr);
+    CHECK(ggml_zipcache_cuda_attend_kv_workspace(&args) == 0);
+    args.n_kv_heads = 8;
     args.n_heads = 136;
     CHECK(ggml_zipcache_cuda_attend_kv(&args, none.data(), plenty, nullptr) != nullptr);
 }

@@ -7,7 +7,7 @@
 namespace zipcache::cuda {
 namespace {
 
-// Heads of an item, and of all items.
+// Items that a KV head makes.
 int passes(const ggml_zipcache_cuda_attend_args & a) {
     return (a.n_heads / a.n_kv_heads + kRows - 1) / kRows;
 }
@@ -49,6 +49,9 @@ const char * ggml_zipcache_cuda_append_kv(const ggml_zipcache_cuda_attend_args *
 
 size_t ggml_zipcache_cuda_attend_kv_workspace(const ggml_zipcache_cuda_attend_args * args) {
     using namespace zipcache::cuda;
+    if (attend_error(*args)) {
+        return 0;
+    }
     const int64_t n_items = int64_t(args->n_sequences) * args->n_kv_heads * passes(*args);
     return kMaxItems * sizeof(uint32_t) +
            size_t(Device().multiprocessors + n_items) * kRows * size_t(args->head_dim + 2) * sizeof(float);

@@ -48,7 +48,7 @@ __device__ __forceinline__ void load_query(const Queries & queries, const float 
 
 // For a segment whose space is not the others'.
 template <int D>
-__device__ __noinline__ void transform_query(const Queries & queries, const Space & space, int lane, float * to) {
+__device__ __noinline__ void transform_query(const Queries & queries, Space space, int lane, float * to) {
     float x[Shape<D>::kQuarter];
     load_query<D>(queries, space.divisor, lane, x);
     if (space.rotate) {
@@ -71,33 +71,35 @@ __device__ __forceinline__ float largest(const float (&x)[Shape<D>::kQuarter]) {
 }
 
 // x: the lane's channels of its head's query in the space of a segment, the head's largest at kShare. Returns their
-// unit.
-template <int D>
+// unit. Any: the space may be another than `home`.
+template <int D, bool Any>
 __device__ __forceinline__ float stored_query(const Queries & queries, const Space & space, int lane,
                                               float (&x)[Shape<D>::kQuarter]) {
-    if (space.divisor == queries.home.divisor && space.rotate == queries.home.rotate) {
+    if constexpr (Any) {
+        if (space.divisor != queries.home.divisor || space.rotate != queries.home.rotate) {
+            float own[Shape<D>::kQuarter];
+            transform_query<D>(queries, space, lane, own);
 #pragma unroll
-        for (int i = 0; i < Shape<D>::kSteps; ++i) {
-            const float4 v = in_shared<float4>(queries.stored + (i * kLanes + lane) * 16);
-            x[4 * i] = v.x;
-            x[4 * i + 1] = v.y;
-            x[4 * i + 2] = v.z;
-            x[4 * i + 3] = v.w;
+            for (int i = 0; i < Shape<D>::kQuarter; ++i) {
+                x[i] = own[i];
+            }
+            const float most = largest<D>(x), up = most > 0 ? kShare / most : 0;
+#pragma unroll
+            for (int i = 0; i < Shape<D>::kQuarter; ++i) {
+                x[i] *= up;
+            }
+            return most / kShare;
         }
-        return queries.unit[lane / 4];
     }
-    float own[Shape<D>::kQuarter];
-    transform_query<D>(queries, space, lane, own);
 #pragma unroll
-    for (int i = 0; i < Shape<D>::kQuarter; ++i) {
-        x[i] = own[i];
+    for (int i = 0; i < Shape<D>::kSteps; ++i) {
+        const float4 v = in_shared<float4>(queries.stored + (i * kLanes + lane) * 16);
+        x[4 * i] = v.x;
+        x[4 * i + 1] = v.y;
+        x[4 * i + 2] = v.z;
+        x[4 * i + 3] = v.w;
     }
-    const float most = largest<D>(x), up = most > 0 ? kShare / most : 0;
-#pragma unroll
-    for (int i = 0; i < Shape<D>::kQuarter; ++i) {
-        x[i] *= up;
-    }
-    return most / kShare;
+    return queries.unit[lane / 4];
 }
 
 // sum of the integers of 16 channels
@@ -105,18 +107,29 @@ __device__ __forceinline__ int sum_of(uint32_t high, uint32_t low) {
     return __dp4a(int(high), 0x01010101, 0) * 256 + __dp4a(int(low), 0x01010101, 0);
 }
 
-// Channels' parameters folded into the query. params: this lane's begin with its quarter's.
-template <int D>
-__device__ __forceinline__ void fold_channels(const HeadRecord & r, const uint8_t * params, int tier, int bits,
-                                              int lane, float unit, float (&x)[Shape<D>::kQuarter], KeyQuery<D> & a) {
+// Parameters by word, from where they are: a pointer that may be either is slower.
+struct GlobalWords {
+    const uint8_t * data;
+    __device__ __forceinline__ uint32_t at(int byte) const { return *reinterpret_cast<const uint32_t *>(data + byte); }
+};
+
+struct SharedWords {
+    uint32_t offset;
+    __device__ __forceinline__ uint32_t at(int byte) const { return in_shared<uint32_t>(offset + byte); }
+};
+
+// Channels' parameters folded into the query.
+template <int D, class Words>
+__device__ __forceinline__ void fold_channels(const HeadRecord & r, const Words & params, int tier, int bits, int lane,
+                                              float unit, float (&x)[Shape<D>::kQuarter], KeyQuery<D> & a) {
     const int quarter = lane % 4;
     const float shrink = r.k_shrink[tier], levels = float((1 << bits) - 1);
     float offset = 0;
     if (r.k_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR) {
-        const auto * pairs = reinterpret_cast<const __half2 *>(params) + quarter * Shape<D>::kQuarter;
 #pragma unroll
         for (int i = 0; i < Shape<D>::kQuarter; ++i) {
-            const float2 p = __half22float2(pairs[i]);
+            const uint32_t pair = params.at((quarter * Shape<D>::kQuarter + i) * 4);
+            const float2 p = __half22float2(*reinterpret_cast<const __half2 *>(&pair));
             offset += x[i] * p.y;
             x[i] *= p.x;
         }
@@ -131,12 +144,11 @@ __device__ __forceinline__ void fold_channels(const HeadRecord & r, const uint8_
         a.offset = quad_sum(offset) * unit;
         return;
     }
-    const auto * ranges = reinterpret_cast<const uint32_t *>(params + quarter * Shape<D>::kQuarter);
-    const auto * middles = reinterpret_cast<const uint32_t *>(params + D + quarter * Shape<D>::kQuarter);
     int sum = 0;
 #pragma unroll
     for (int i = 0; i < Shape<D>::kSteps; ++i) {
-        const uint32_t range = ranges[i], middle = middles[i] ^ 0x80808080u;
+        const int at = quarter * Shape<D>::kQuarter + 4 * i;
+        const uint32_t range = params.at(at), middle = params.at(D + at) ^ 0x80808080u;
         float v[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -184,14 +196,17 @@ __device__ __forceinline__ void prepare_query(const Queries & queries, const Hea
     }
     a.key = key;
     float x[Shape<D>::kQuarter];
-    const float unit = stored_query<D>(queries, r.k, lane, x);
+    const float unit = stored_query<D, Any>(queries, r.k, lane, x);
     if (by_token) {
         fold_nothing<D>(unit, x, a);
         return;
     }
-    const int set = r.k_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR ? ref.tier() * D * 4 : 0;
-    fold_channels<D>(r, by_group ? shared_bytes() + slot + ref.k_params() : r.k_params + set, ref.tier(), ref.k_bits(),
-                     lane, unit, x, a);
+    if (by_group) {
+        fold_channels<D>(r, SharedWords{slot + ref.k_params()}, ref.tier(), ref.k_bits(), lane, unit, x, a);
+    } else {
+        const int set = r.k_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR ? ref.tier() * D * 4 : 0;
+        fold_channels<D>(r, GlobalWords{r.k_params + set}, ref.tier(), ref.k_bits(), lane, unit, x, a);
+    }
 }
 
 // Integer products of 16 places with the query: c [tile of 8 places].
@@ -216,7 +231,7 @@ __device__ __forceinline__ void multiply_step(const KeyQuery<D> & a, const uint3
 template <int D>
 __device__ __forceinline__ void weigh_tokens(const KeyQuery<D> & a, const HeadRecord & r, const Ref & ref,
                                              uint32_t slot, int n_places, int first,
-                                             const uint32_t (&b)[Shape<D>::kRegs], float (&s)[4]) {
+                                             const uint32_t (&b)[Shape<D>::kRegs], float * s) {
     const int block = r.k_block;
     const uint8_t * data = r.k_shared_heads ? reinterpret_cast<const uint8_t *>(r.k_shared + ref.place())
                                             : shared_bytes() + slot + ref.k_params();
@@ -266,23 +281,32 @@ __device__ __forceinline__ void key_logits(const KeyQuery<D> & a, const HeadReco
     }
     with_bits(ref.k_bits(), [&](auto bits) {
 #pragma unroll 1
-        for (int step = 0; step < n_steps; ++step) {
-            uint32_t b[Shape<D>::kRegs];
-            unpack<decltype(bits)::value, D>(slot, n_steps, step, lane, 0, b);
-            float own[4];
-            if (by_token) {
-                weigh_tokens<D>(a, r, ref, slot, n_places, (lane % 4) * (n_places / 4) + step * 4, b, own);
-            } else {
-                int c[2][4] = {};
-                multiply_step<D>(a, b, c);
+        for (int pair = 0; 2 * pair < n_steps; ++pair) {
+            float own[8];
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    own[i] = fmaf(whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]), a.unit, a.offset);
+            for (int half = 0; half < 2; ++half) {
+                const int step = 2 * pair + half;
+                float * to = own + 4 * half;
+                if (step >= n_steps) {
+                    to[0] = to[1] = to[2] = to[3] = -INFINITY;
+                    continue;
+                }
+                uint32_t b[Shape<D>::kRegs];
+                unpack<decltype(bits)::value, D>(slot, n_steps, step, lane, 0, b);
+                if (by_token) {
+                    weigh_tokens<D>(a, r, ref, slot, n_places, (lane % 4) * (n_places / 4) + step * 4, b, to);
+                } else {
+                    int c[2][4] = {};
+                    multiply_step<D>(a, b, c);
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        to[i] = fmaf(whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]), a.unit, a.offset);
+                    }
                 }
             }
 #pragma unroll
             for (int i = 0; i < 16; ++i) {  // the loop is not unrolled, so the place is chosen
-                s[i] = i / 4 == step ? own[i % 4] : s[i];
+                s[i] = i / 8 == pair ? own[i % 8] : s[i];
             }
         }
     });

@@ -1,5 +1,5 @@
 #pragma once
-// What attend_kv hands to the kernel of a head_dim. Each is compiled in a file of its own: it takes minutes.
+// What attend_kv hands to the kernel of a head_dim. Each has a file of its own, to be compiled side by side.
 #include <cuda_runtime.h>
 
 #include "ggml-zipcache-cuda.h"

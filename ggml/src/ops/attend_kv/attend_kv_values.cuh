@@ -4,15 +4,17 @@
 
 namespace zipcache::cuda {
 
-// x: channel 8 i + 2 quarter + e at [2 i + e], of one space of stored values, to another.
+// x: channel 8 i + 2 quarter + e at [2 i + e], of one space of stored values, to another. Spaces come by value: a
+// struct whose address is taken is kept in memory.
 template <int D>
-__device__ __noinline__ void change_space(float * x, const Space & from, const Space & to, int lane) {
+__device__ __noinline__ void change_space(float * x, Space from, Space to, int lane) {
     constexpr int kN = Shape<D>::kQuarter, kSize = D & -D;
     float y[kN];
 #pragma unroll
     for (int i = 0; i < kN; ++i) {
         y[i] = x[i];
     }
+#pragma unroll 1
     for (int half = 0; half < 2; ++half) {  // out of one, into the other
         if (half == 0 ? from.rotate : to.rotate) {
             quad_hadamard<1>(y, kSize, rsqrtf(float(kSize)));
@@ -36,7 +38,7 @@ template <int D>
 struct Sums {
     float out[Shape<D>::kQuarter];  // unnormalized, in `space`
     float offset;                   // to be added to each of them
-    float maximum, sum;             // of logits to base 2, and of 2^(logit - maximum)
+    float maximum, sum;             // of logits to base 2, or up to 8 less; and of 2^(logit - maximum)
     Space space;
 
     __device__ __forceinline__ void clear(const Space & home) {
@@ -79,7 +81,8 @@ __device__ __forceinline__ float take_weights(float (&s)[N], Sums<D> & sums, flo
         most = fmaxf(most, s[i]);
     }
     most = quad_max(most);
-    const float top = fmaxf(most, sums.maximum);
+    // the reference lags behind the maximum, so that sums are seldom scaled
+    const float top = most > sums.maximum + 8 ? most : sums.maximum;
     const float safe = top == -INFINITY ? 0 : top;  // nothing seen yet
     const float keep = exp2_fast(sums.maximum - safe), own = exp2_fast(most - safe) * (1 / kShare);
     const float reference = most == -INFINITY ? 0 : most - kLog2Share;
@@ -116,13 +119,6 @@ struct WeightQuery {
             pack_bytes(v, high[step], low[step]);
         }
     }
-    // chosen, not indexed: registers have no addresses
-    __device__ __forceinline__ uint32_t high_of(int step) const {
-        return step == 0 ? high[0] : step == 1 ? high[1] : step == 2 ? high[2] : high[3];
-    }
-    __device__ __forceinline__ uint32_t low_of(int step) const {
-        return step == 0 ? low[0] : step == 1 ? low[1] : step == 2 ? low[2] : low[3];
-    }
     __device__ __forceinline__ void multiply(int (&c)[4], const uint32_t (&b)[4]) const {
         mma_k32(c, high[0], low[0], high[1], low[1], b[0], b[1]);
         mma_k32(c, high[2], low[2], high[3], low[3], b[2], b[3]);
@@ -138,13 +134,18 @@ __device__ __forceinline__ void multiply_tiles(const WeightQuery & w, uint32_t s
         c[i][0] = c[i][1] = c[i][2] = c[i][3] = 0;
     }
 #pragma unroll 1
-    for (int step = 0; step < n_steps; ++step) {
-        uint32_t b[N];
-        unpack<Bits, D>(slot, n_steps, step, lane, first, b);
-        const uint32_t high = w.high_of(step), low = w.low_of(step);
+    for (int pair = 0; 2 * pair < n_steps; ++pair) {
+        uint32_t b[2][N] = {};
+        unpack<Bits, D>(slot, n_steps, 2 * pair, lane, first, b[0]);
+        if (2 * pair + 1 < n_steps) {
+            unpack<Bits, D>(slot, n_steps, 2 * pair + 1, lane, first, b[1]);
+        }
+        // chosen, not indexed: registers have no addresses
+        const uint32_t high0 = pair == 0 ? w.high[0] : w.high[2], high1 = pair == 0 ? w.high[1] : w.high[3];
+        const uint32_t low0 = pair == 0 ? w.low[0] : w.low[2], low1 = pair == 0 ? w.low[1] : w.low[3];
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-            mma_k16(c[i], high, low, b[i]);
+            mma_k32(c[i], high0, low0, high1, low1, b[0][i], b[1][i]);
         }
     }
 }

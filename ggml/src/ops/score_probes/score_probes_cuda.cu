@@ -237,7 +237,7 @@ const char * launch(const Task & t, cudaStream_t stream) {
 }  // namespace zipcache::cuda
 
 size_t ggml_zipcache_cuda_score_probes_workspace(const ggml_zipcache_probes * probes, int64_t n_probes) {
-    return zipcache::cuda::sizes_of(*probes, n_probes).size;
+    return probes->n_kv_heads < 1 ? 0 : zipcache::cuda::sizes_of(*probes, n_probes).size;
 }
 
 const char * ggml_zipcache_cuda_score_probes(const ggml_zipcache_probes * probes,
