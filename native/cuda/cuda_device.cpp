@@ -233,8 +233,9 @@ std::unique_ptr<Recording> CudaDevice::record(ggml_cgraph * graph, const Transfe
     return std::make_unique<CudaRecording>(*this, graph, in, out);
 }
 
-std::unique_ptr<LayerView> CudaDevice::layer_view() {
-    return std::make_unique<CudaLayerView>(*this);
+std::unique_ptr<LayerView> CudaDevice::layer_view(const std::vector<const ggml_zipcache_format *> & formats) {
+    const bool common = std::all_of(formats.begin(), formats.end(), ggml_zipcache_cuda_is_common);
+    return std::make_unique<CudaLayerView>(*this, !common);
 }
 
 ggml_tensor * CudaDevice::fill_mask(ggml_context * ctx, ggml_tensor * mask, ggml_tensor * spans) {

@@ -5,18 +5,6 @@
 namespace zipcache::cuda {
 namespace {
 
-ggml_zipcache_cuda_attend_args attend_args(const ggml_zipcache_layer & layer, const Memory & sequence) {
-    ggml_zipcache_cuda_attend_args args = {};
-    args.n_sequences = 1;
-    args.n_heads = layer.n_heads;
-    args.n_kv_heads = layer.n_kv_heads;
-    args.head_dim = layer.head_dim;
-    args.scale = layer.scale;
-    args.sliding_window = layer.sliding_window;
-    args.sequences = sequence.as<const ggml_zipcache_cuda_sequence>();
-    return args;
-}
-
 // Room for n_bytes, and as much again for what comes.
 void grow(Memory & memory, size_t n_bytes) {
     if (memory.size() < n_bytes) {
@@ -25,6 +13,19 @@ void grow(Memory & memory, size_t n_bytes) {
 }
 
 }  // namespace
+
+ggml_zipcache_cuda_attend_args CudaLayerView::attend_args() const {
+    ggml_zipcache_cuda_attend_args args = {};
+    args.n_sequences = 1;
+    args.n_heads = layer_.n_heads;
+    args.n_kv_heads = layer_.n_kv_heads;
+    args.head_dim = layer_.head_dim;
+    args.scale = layer_.scale;
+    args.sliding_window = layer_.sliding_window;
+    args.any_format = any_format_;
+    args.sequences = sequence_.as<const ggml_zipcache_cuda_sequence>();
+    return args;
+}
 
 void CudaLayerView::send() {
     device_.write(sequence_.data(), &described_, sizeof described_);
@@ -85,7 +86,7 @@ ggml_tensor * CudaLayerView::attend(ggml_context * ctx, ggml_tensor * q, ggml_te
                                     const TokenPlace & place) {
     described_.n_tokens = static_cast<const int32_t *>(place.n_tokens->data);
     send();
-    const auto args = attend_args(layer_, sequence_);
+    const auto args = attend_args();
     workspace_bytes_ = ggml_zipcache_cuda_attend_kv_workspace(&args);
     workspace_ = device_.workspace(workspace_bytes_);
     ggml_tensor * inputs[] = {q, k, v, place.n_tokens};
@@ -93,7 +94,7 @@ ggml_tensor * CudaLayerView::attend(ggml_context * ctx, ggml_tensor * q, ggml_te
 }
 
 void CudaLayerView::enqueue(const ggml_tensor * node, cudaStream_t stream) const {
-    auto args = attend_args(layer_, sequence_);
+    auto args = attend_args();
     args.q = static_cast<const float *>(node->src[0]->data);
     args.out = static_cast<float *>(node->data);
     check(ggml_zipcache_cuda_append_kv(&args, static_cast<const float *>(node->src[1]->data),

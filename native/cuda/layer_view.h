@@ -9,8 +9,12 @@ namespace zipcache::cuda {
 // need not be recorded again when the cache changes.
 class CudaLayerView : public LayerView, public OwnNode {
   public:
-    explicit CudaLayerView(CudaDevice & device)
-        : device_(device), sequence_(sizeof(ggml_zipcache_cuda_sequence)), n_segments_(sizeof(int32_t)) {}
+    // any_format: as ggml_zipcache_cuda_attend_args has it
+    CudaLayerView(CudaDevice & device, bool any_format)
+        : device_(device),
+          any_format_(any_format),
+          sequence_(sizeof(ggml_zipcache_cuda_sequence)),
+          n_segments_(sizeof(int32_t)) {}
 
     void show(const ggml_zipcache_layer & layer) override;
     void keep_probes(const ProbeSlots & slots) override;
@@ -21,10 +25,12 @@ class CudaLayerView : public LayerView, public OwnNode {
     void enqueue(const ggml_tensor * node, cudaStream_t stream) const override;
 
   private:
+    ggml_zipcache_cuda_attend_args attend_args() const;
     void show_segments();
     void send();
 
     CudaDevice & device_;
+    bool any_format_;
     ggml_zipcache_layer layer_ = {};
     ggml_zipcache_cuda_sequence described_ = {};
     Memory sequence_;    // described_

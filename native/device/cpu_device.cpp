@@ -112,7 +112,7 @@ std::unique_ptr<Recording> CpuDevice::record(ggml_cgraph * graph, const Transfer
     return std::make_unique<CpuRecording>(*this, graph);
 }
 
-std::unique_ptr<LayerView> CpuDevice::layer_view() {
+std::unique_ptr<LayerView> CpuDevice::layer_view(const std::vector<const ggml_zipcache_format *> &) {
     return std::make_unique<CpuLayerView>(n_threads_);
 }
 

@@ -82,7 +82,8 @@ class Device {
     virtual void compute(ggml_cgraph * graph, const std::atomic<bool> & cancel) = 0;
     // The graph and its tensors must outlive the recording.
     virtual std::unique_ptr<Recording> record(ggml_cgraph * graph, const Transfer & in, const Transfer & out) = 0;
-    virtual std::unique_ptr<LayerView> layer_view() = 0;
+    // formats: those that segments shown to it may have
+    virtual std::unique_ptr<LayerView> layer_view(const std::vector<const ggml_zipcache_format *> & formats) = 0;
     // The node that fills mask [n_keys, n_queries] f16: 0 where spans [2, n_queries] i32 says [first, last), else -inf.
     virtual ggml_tensor * fill_mask(ggml_context * ctx, ggml_tensor * mask, ggml_tensor * spans) = 0;
 

@@ -34,10 +34,14 @@ KvCache::KvCache(std::shared_ptr<const Policy> policy, const HParams & h, Device
       codec_(std::move(codec)),
       n_ctx_(n_ctx),
       layers_(h.n_layers) {
+    std::vector<const ggml_zipcache_format *> formats;
+    if (policy_->compresses) {
+        formats = {&policy_->prompt, &policy_->window};
+    }
     for (int i = 0; i < h.n_layers; ++i) {
         layers_[i].view = {h.n_heads, h.n_kv_heads, h.head_dim, h.attention_scale, h.window_of(i), 0,
                            nullptr,   nullptr,      0,          nullptr,           nullptr,        nullptr};
-        layers_[i].shown = device.layer_view();
+        layers_[i].shown = device.layer_view(formats);
     }
 }
 
