@@ -57,7 +57,7 @@ def measure(sides: list[Engine], wanted: list[Cell], repeat: int) -> dict[Cell, 
 
 
 def compare(path: Path, args: argparse.Namespace) -> tuple[list[Engine], dict[Cell, Times]]:
-    model = Model(path, threads=args.threads)
+    model = Model(path, device=args.device, threads=args.threads)
     wanted = cells(args)
     n_ctx = max(cell.depth + 1 + max(cell.n, 16) for cell in wanted)
     ids = text_ids(model, n_ctx)
@@ -117,6 +117,7 @@ def parse() -> argparse.Namespace:
         help="tokens at every depth; 0: none (default: 32; as many as a policy's window count one compression)",
     )
     parser.add_argument("--prompt", type=int, default=0, help="also time a prefill of so many tokens from empty")
+    cli.add_device_option(parser)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--limit", type=float, default=240, help="most seconds to fill a cache (default: 240)")
@@ -133,7 +134,9 @@ def main() -> None:
     console = Console(width=140)
     ours = _core.ggml_build()
     facts: dict[str, Any] = {"machine": cli.machine(), "threads": args.threads, "repeat": args.repeat, "ours": ours}
+    facts |= {"device": args.device, "cuda": _core.cuda_devices()["descriptions"]}
     console.print(f"{facts['machine']}; {args.threads} threads; {args.repeat} runs in turn", markup=False)
+    console.print(f"ours on {args.device}, where there is {facts['cuda'] or 'no GPU'}", markup=False)
     console.print(f"ours: ggml {ours['version']} ({ours['source']}), {ours['features']}, kernels {ours['kernels']}")
     rows: list[dict[str, Any]] = []
     for path in args.models:

@@ -18,9 +18,9 @@ from zipcache_rt import KvOptions, Model, cli
 N_DECODE = 16
 
 
-def child(path: Path, kv: str, context: int, threads: int) -> dict[str, float]:
+def child(path: Path, device: str, kv: str, context: int, threads: int) -> dict[str, float]:
     """Bytes: most resident ones, those left at the end, and what the cache says of itself."""
-    model = Model(path, threads=threads)
+    model = Model(path, device=device, threads=threads)
     ids = text_ids(model, context + N_DECODE)
     session = model.session(n_ctx=len(ids), kv=KvOptions.parse(kv))
     session.prefill(ids[:context])
@@ -36,6 +36,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     for _ in range(args.repeat):
         for kv, made in runs.items():
             options = ("--child", "--kv", kv, "--context", args.context, "--threads", args.threads)
+            options += ("--device", args.device)
             made.append(in_fresh_process(__file__, args.model, *options))
     return {kv: {key: statistics.median(run[key] for run in made) for key in made[0]} for kv, made in runs.items()}
 
@@ -46,11 +47,12 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=8000)
     parser.add_argument("--kv", nargs="+", default=["f16", "auto"], metavar="POLICY", help="the first is compared with")
     parser.add_argument("--repeat", type=int, default=3)
+    cli.add_device_option(parser)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(child(args.model, args.kv[0], args.context, args.threads)))
+        print(json.dumps(child(args.model, args.device, args.kv[0], args.context, args.threads)))
         return
     args.kv = [str(KvOptions.parse(kv)) for kv in args.kv]
     found = measure(args)

@@ -37,6 +37,8 @@ if(NOT GGML_VERSION VERSION_EQUAL ZIPCACHE_GGML_VERSION)
   message(FATAL_ERROR "Found ggml ${GGML_VERSION} in ${ggml_package_dir}; accepted: ${ZIPCACHE_GGML_VERSION}. "
                       "Install it: pip install ${ZIPCACHE_GGML_PACKAGE}==${ZIPCACHE_GGML_PACKAGE_VERSION}")
 endif()
+add_library(zipcache-ggml INTERFACE)
+target_link_libraries(zipcache-ggml INTERFACE ggml::ggml)
 if(APPLE)
   set(ZIPCACHE_GGML_RPATH "@loader_path/../libggml/${ggml_library_name}")
 else()

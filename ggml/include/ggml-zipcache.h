@@ -86,6 +86,9 @@ struct ggml_zipcache_rows {
 };
 
 size_t ggml_zipcache_segment_bytes(const struct ggml_zipcache_format * format, int64_t n_tokens, const uint8_t * tier);
+// A block of one head: of n_tokens (0 to the format's group) tokens of a tier. The rest of a segment depends on the
+// tiers only where parameters by token span the heads.
+size_t ggml_zipcache_block_bytes(const struct ggml_zipcache_format * format, int tier, int64_t n_tokens);
 // Writes all but the blocks of the heads; then the heads may be written in any order, from any thread.
 void ggml_zipcache_quantize_kv_begin(const struct ggml_zipcache_format * format, const struct ggml_zipcache_rows * rows,
                                      uint8_t * to);

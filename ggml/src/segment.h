@@ -9,23 +9,23 @@
 
 namespace zipcache::format {
 
-inline int n_orders(const ggml_zipcache_format & f) {
+constexpr int n_orders(const ggml_zipcache_format & f) {
     return f.same_order ? 1 : f.n_kv_heads;
 }
 
-inline bool evicts(const ggml_zipcache_format & f, int tier) {
+constexpr bool evicts(const ggml_zipcache_format & f, int tier) {
     return f.k.bits[tier] == 0;
 }
 
-inline int tag_bits(const ggml_zipcache_format & f) {
+constexpr int tag_bits(const ggml_zipcache_format & f) {
     return f.n_tiers == 1 ? 0 : f.n_tiers <= 4 ? 2 : 4;
 }
 
-inline int64_t tag_bytes(const ggml_zipcache_format & f, int64_t n_tokens) {
+constexpr int64_t tag_bytes(const ggml_zipcache_format & f, int64_t n_tokens) {
     return (n_tokens * tag_bits(f) + 7) / 8;
 }
 
-inline int entry_bytes(ggml_zipcache_params params) {
+constexpr int entry_bytes(ggml_zipcache_params params) {
     switch (params) {
         case GGML_ZIPCACHE_PARAMS_F16_PAIR: return 4;
         case GGML_ZIPCACHE_PARAMS_F8_SCALE: return 1;
@@ -34,24 +34,25 @@ inline int entry_bytes(ggml_zipcache_params params) {
 }
 
 // Parameters by token for all heads at once.
-inline bool spans_heads(const ggml_zipcache_format & f, const ggml_zipcache_side & side) {
+constexpr bool spans_heads(const ggml_zipcache_format & f, const ggml_zipcache_side & side) {
     return side.scope == GGML_ZIPCACHE_SCOPE_TOKEN && side.block > f.head_dim;
 }
 
 // Sets of [head_dim] parameters that a head has for the whole segment.
-inline int segment_sets(const ggml_zipcache_format & f, const ggml_zipcache_side & side) {
+constexpr int segment_sets(const ggml_zipcache_format & f, const ggml_zipcache_side & side) {
     if (side.scope != GGML_ZIPCACHE_SCOPE_SEGMENT) {
         return 0;
     }
     return side.params == GGML_ZIPCACHE_PARAMS_F16_PAIR ? f.n_tiers : 1;
 }
 
-inline int64_t segment_param_bytes(const ggml_zipcache_format & f, const ggml_zipcache_side & side) {
+constexpr int64_t segment_param_bytes(const ggml_zipcache_format & f, const ggml_zipcache_side & side) {
     return int64_t(segment_sets(f, side)) * f.head_dim * entry_bytes(side.params);
 }
 
 // Parameters that one side of a block of n places brings along.
-inline int64_t block_param_entries(const ggml_zipcache_format & f, const ggml_zipcache_side & side, int64_t n_places) {
+constexpr int64_t block_param_entries(const ggml_zipcache_format & f, const ggml_zipcache_side & side,
+                                      int64_t n_places) {
     if (side.scope == GGML_ZIPCACHE_SCOPE_GROUP) {
         return f.head_dim;
     }
@@ -184,7 +185,7 @@ struct Params {
     }
 };
 
-inline float levels(int bits) {
+constexpr float levels(int bits) {
     return static_cast<float>((1 << bits) - 1);
 }
 
@@ -310,6 +311,10 @@ inline std::vector<std::vector<uint32_t>> tier_tokens(const HeadView & view) {
     }
     return tokens;
 }
+
+// Writes a segment's header, tables and tags, and zeros for the rest; returns its bytes. tier as in
+// ggml_zipcache_rows. Defined in quantize_kv.cpp.
+int64_t begin_segment(const ggml_zipcache_format & f, int64_t n_tokens, const uint8_t * tier, uint8_t * to);
 
 // The rows of tokens [first, first + n) of a head as f32, before they are rounded to f16: k, v [n, head_dim];
 // kept [n]: 0 where the token was evicted. Defined in dequantize_kv.cpp.

@@ -1,4 +1,5 @@
 #include "bindings/bind.h"
+#include "cuda/cuda.h"
 #include "engine/model.h"
 #include "ggml-cpu.h"
 #include "ggml-zipcache.h"
@@ -85,11 +86,18 @@ py::dict ggml_build() {
                     "features"_a = features, "kernels"_a = ggml_zipcache_cpu_name(ggml_zipcache_cpu_level()));
 }
 
+py::dict devices() {
+    const CudaDevices & cuda = cuda_devices();
+    using namespace py::literals;
+    return py::dict("descriptions"_a = cuda.descriptions, "missing"_a = cuda.missing);
+}
+
 }  // namespace
 
 void bind_inspect(py::module_ & m) {
     m.def("inspect", inspect, py::arg("path"), py::arg("n_ctx"), py::arg("repack"), py::arg("kv"));
     m.def("ggml_build", ggml_build);
+    m.def("cuda_devices", devices);
 }
 
 }  // namespace zipcache

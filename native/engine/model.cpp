@@ -3,20 +3,16 @@
 #include <algorithm>
 
 #include "common/error.h"
+#include "device/devices.h"
 #include "engine/session.h"
 #include "ggml-cpu.h"
+#include "graph/computable.h"
 #include "kv/kv_plan.h"
 #include "model/fingerprint.h"
 #include "model/vocab.h"
 
 namespace zipcache {
 namespace {
-
-void check_device(const std::string & device) {
-    if (device != "auto" && device != "cpu") {
-        throw ArgumentError("device is '" + device + "'; accepted: auto, cpu");
-    }
-}
 
 // Constructs a tokenizer where the file holds one. A file without one still runs on token ids.
 std::unique_ptr<Tokenizer> make_tokenizer(const GgufFile & file, const HParams & h) {
@@ -31,17 +27,48 @@ std::unique_ptr<Tokenizer> make_tokenizer(const GgufFile & file, const HParams &
     return tokenizer;
 }
 
+// Why the device cannot run the model, or empty.
+std::string obstacle(const std::shared_ptr<const GgufFile> & file, Device & device) {
+    const auto network = plan_network(file, {&device, false});
+    const std::string missing = not_computed(*network, device);
+    if (!missing.empty()) {
+        return device.name() + " does not compute " + missing;
+    }
+    constexpr size_t kReserve = size_t(256) << 20;  // activations, and what CUDA itself takes
+    const size_t needed = network->storage->device_bytes() + kReserve;
+    const FreeMemory memory = device.free_memory();
+    if (needed > memory.free) {
+        return "the model needs " + std::to_string(needed >> 20) + " MiB on " + device.name() + ", which has " +
+               std::to_string(memory.free >> 20) + " of " + std::to_string(memory.total >> 20) + " MiB free";
+    }
+    return {};
+}
+
+// Null: the host. "auto" takes a GPU only where it can run the model.
+std::unique_ptr<Device> choose_device(const ModelOptions & options, const std::shared_ptr<const GgufFile> & file) {
+    auto device = open_device(options.device);
+    const std::string why_not = device ? obstacle(file, *device) : "";
+    if (why_not.empty()) {
+        return device;
+    }
+    if (options.device == "auto") {
+        return nullptr;
+    }
+    throw ModelError(why_not + "; accepted: device='cpu'");
+}
+
 }  // namespace
 
 std::shared_ptr<Model> Model::open(const std::string & path, const ModelOptions & options) {
-    check_device(options.device);
     const int threads = thread_count(options.threads);
     std::shared_ptr<Model> model(new Model());
     model->file_ = GgufFile::open(path);
-    model->network_ = load_network(model->file_, options.repack, options.progress);
+    auto device = choose_device(options, model->file_);
+    const WeightsPlace place = {device.get(), options.repack};
+    model->executor_ = std::make_unique<Executor>(threads, std::move(device));
+    model->network_ = load_network(model->file_, place, options.progress);
     model->output_norms_ = std::make_unique<OutputNorms>(model->file_, model->network_->h.n_layers);
     model->tokenizer_ = make_tokenizer(*model->file_, model->network_->h);
-    model->executor_ = std::make_unique<Executor>(threads);
     return model;
 }
 
@@ -68,13 +95,13 @@ void Model::check_tokens(const int32_t * tokens, size_t n_tokens) const {
 }
 
 MemoryPlan plan_memory(const std::shared_ptr<const GgufFile> & file, int64_t n_ctx, bool repack, const KvOptions & kv) {
-    const auto network = plan_network(file, repack);
+    const auto network = plan_network(file, {nullptr, repack});
     const HParams & h = network->h;
     if (n_ctx <= 0) {
         n_ctx = h.n_ctx_train;
     }
     const int64_t stretch = std::min<int64_t>(n_ctx, Session::kStretch);
-    const int64_t chunk = std::min<int64_t>(n_ctx, PrefillGraphs::kChunk);
+    const int64_t chunk = std::min<int64_t>(n_ctx, CpuDevice::kChunk);
     const int64_t ffn = std::max<int64_t>(1, h.n_experts_used) * std::max<int64_t>(h.n_embd, 2 * int64_t(h.n_ff));
     const int64_t widest = std::max<int64_t>(ffn, int64_t(h.n_heads + 2 * h.n_kv_heads) * h.head_dim);
     MemoryPlan plan;

@@ -12,7 +12,7 @@
 namespace zipcache {
 
 struct ModelOptions {
-    std::string device = "auto";  // auto, cpu
+    std::string device = "auto";  // auto (a GPU where there is one), cpu, cuda, cuda:0, ...
     int threads = 0;              // 0: one for each physical core this process may use, as far as that can be told
     bool repack = true;           // use ggml's repacked weight layouts where they make a type faster
     Progress progress;            // told 0..1 while weights are repacked
@@ -37,10 +37,10 @@ class Model {
   private:
     Model() = default;
     std::shared_ptr<const GgufFile> file_;
+    std::unique_ptr<Executor> executor_;  // whose device the weights lie on
     std::unique_ptr<Network> network_;
     std::unique_ptr<OutputNorms> output_norms_;
     std::unique_ptr<Tokenizer> tokenizer_;
-    std::unique_ptr<Executor> executor_;
     mutable std::once_flag fingerprint_once_;
     mutable uint64_t fingerprint_ = 0;
 };

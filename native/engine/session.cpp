@@ -6,6 +6,7 @@
 
 #include "common/error.h"
 #include "common/pages.h"
+#include "engine/room.h"
 #include "engine/session_file.h"
 
 namespace zipcache {
@@ -17,7 +18,7 @@ int64_t checked_n_ctx(const Model & model, int64_t n_ctx) {
         throw ArgumentError("n_ctx is " + std::to_string(n_ctx) + "; accepted: 1 to " + std::to_string(most) +
                             ", what the model was trained for, or 0 for all of it");
     }
-    return n_ctx > 0 ? n_ctx : most;
+    return n_ctx;
 }
 
 class Stopwatch {
@@ -85,10 +86,15 @@ class Session::Turn {
 Session::Session(const std::shared_ptr<Model> & model, int64_t n_ctx, const KvOptions & kv)
     : Session(model, n_ctx, make_policy(kv, model->hparams())) {}
 
-Session::Session(std::shared_ptr<Model> model, int64_t n_ctx, std::shared_ptr<const Policy> policy)
+Session::Session(const std::shared_ptr<Model> & model, int64_t n_ctx, const std::shared_ptr<const Policy> & policy)
+    : Session(model, policy, make_codec(model->executor().device(), policy, model->hparams(), model->output_norms()),
+              fitting_n_ctx(*model, policy, checked_n_ctx(*model, n_ctx))) {}
+
+Session::Session(std::shared_ptr<Model> model, const std::shared_ptr<const Policy> & policy,
+                 std::shared_ptr<const SegmentCodec> codec, int64_t n_ctx)
     : model_(std::move(model)),
-      n_ctx_(checked_n_ctx(*model_, n_ctx)),
-      cache_(std::move(policy), model_->hparams(), model_->output_norms(), n_ctx_),
+      n_ctx_(n_ctx),
+      cache_(policy, model_->hparams(), model_->executor().device(), std::move(codec), n_ctx_),
       decode_graph_(model_->network(), model_->executor(), static_cast<int>(n_ctx_)),
       prefill_graphs_(model_->network(), model_->executor(), static_cast<int>(n_ctx_)) {}
 
@@ -154,8 +160,8 @@ void Session::prefill_stretch(const int32_t * tokens, int64_t n_tokens, const st
     }
     for (int layer = 0; layer < model_->hparams().n_layers; ++layer) {
         const PrefillRows rows = cache_.begin_prefill(layer, n_tokens, parallel());
-        for (int64_t first = 0; first < n_tokens; first += PrefillGraphs::kChunk) {
-            const int64_t n = std::min<int64_t>(PrefillGraphs::kChunk, n_tokens - first);
+        for (int64_t first = 0; first < n_tokens; first += prefill_graphs_.chunk()) {
+            const int64_t n = std::min<int64_t>(prefill_graphs_.chunk(), n_tokens - first);
             prefill_graphs_.layer(rows, layer, position, first, n, cancel_);
             advanced(n);
         }
@@ -203,7 +209,7 @@ std::vector<float> Session::logits() const {
 
 std::unique_ptr<Session> Session::fork() const {
     const std::lock_guard<std::mutex> lock(turn_);
-    auto copy = std::make_unique<Session>(model_, n_ctx_, cache_.shared_policy());
+    std::unique_ptr<Session> copy(new Session(model_, cache_.shared_policy(), cache_.codec(), n_ctx_));
     copy->cache_ = cache_.clone();
     copy->tokens_ = tokens_;
     copy->logits_ = logits_;

@@ -24,9 +24,10 @@ class Session {
   public:
     static constexpr int64_t kStretch = 32768;  // tokens that pass the layers together; bounds the hidden states
 
-    // n_ctx 0: what the model was trained for. Throws ArgumentError for more than that, or for an unknown policy.
+    // n_ctx 0: what the model was trained for, or less where a GPU has memory for less. Throws ArgumentError for more
+    // than that, or for an unknown policy.
     Session(const std::shared_ptr<Model> & model, int64_t n_ctx, const KvOptions & kv);
-    Session(std::shared_ptr<Model> model, int64_t n_ctx, std::shared_ptr<const Policy> policy);
+    Session(const std::shared_ptr<Model> & model, int64_t n_ctx, const std::shared_ptr<const Policy> & policy);
 
     // Appends n_tokens >= 1 tokens to the cache; logits() are then those after the last one.
     // Throws ContextError when they do not fit (nothing is appended), ArgumentError for bad ids, Cancelled.
@@ -54,6 +55,8 @@ class Session {
     SessionStats stats() const;
 
   private:
+    Session(std::shared_ptr<Model> model, const std::shared_ptr<const Policy> & policy,
+            std::shared_ptr<const SegmentCodec> codec, int64_t n_ctx);
     friend class SessionFile;
     class Turn;
     void prefill_stretch(const int32_t * tokens, int64_t n_tokens, const std::function<void(int64_t)> & advanced);

@@ -168,7 +168,7 @@ std::vector<float> read_weights(ByteReader & in, const HParams & h) {
     return weights;
 }
 
-std::shared_ptr<const Balance> read_balance(ByteReader & in, const Policy & policy, const HParams & h) {
+std::shared_ptr<Balance> read_balance(ByteReader & in, const Policy & policy, const HParams & h) {
     const auto present = in.value<uint8_t>("a balance");
     if (present > (policy.k_divisor == Divisor::balance ? 1 : 0)) {
         in.fail("a balance that the policy has not");
@@ -181,7 +181,7 @@ std::shared_ptr<const Balance> read_balance(ByteReader & in, const Policy & poli
     balance.v_divisor = read_divisor(in, h);
     balance.k_weight = read_weights(in, h);
     balance.v_weight = read_weights(in, h);
-    return std::make_shared<const Balance>(std::move(balance));
+    return std::make_shared<Balance>(std::move(balance));
 }
 
 }  // namespace
@@ -231,21 +231,28 @@ void SessionFile::write_layer(ByteWriter & out, const KvCache & cache, const KvC
     out.value(static_cast<int64_t>(layer.segments.size()));
     for (const SegmentUse & use : layer.segments) {
         const Segment & s = *use.segment;
+        const StoredSegment stored = cache.codec_->store(s);
         for (int64_t number :
-             {use.position, s.n_tokens, use.first_seen, use.last_seen, static_cast<int64_t>(s.data.size())}) {
+             {use.position, s.n_tokens, use.first_seen, use.last_seen, static_cast<int64_t>(stored.data.size())}) {
             out.value(number);
         }
-        out.array(s.k_divisor);
-        out.array(s.v_divisor);
-        out.array(s.data);
+        out.array(stored.k_divisor);
+        out.array(stored.v_divisor);
+        out.array(stored.data);
     }
-    for (const uint16_t * rows : {layer.view.k, layer.view.v}) {
-        for (int head = 0; rows && head < h.n_kv_heads; ++head) {  // an empty window has no memory
-            out.bytes(rows + head * layer.view.capacity * h.head_dim, cache.n_window_ * h.head_dim * sizeof(uint16_t));
+    std::vector<uint16_t> rows(cache.n_window_ * h.head_dim);
+    for (const uint16_t * window : {layer.view.k, layer.view.v}) {
+        for (int head = 0; window && head < h.n_kv_heads; ++head) {  // an empty window has no memory
+            cache.device_->read(rows.data(), window + head * layer.view.capacity * h.head_dim,
+                                rows.size() * sizeof(uint16_t));
+            out.array(rows);
         }
     }
-    out.array(layer.slots.q);
-    out.array(layer.slots.log_sum);
+    for (const Bytes * part : {&layer.slots.q, &layer.slots.log_sum}) {
+        std::vector<uint8_t> bytes(part->size());
+        cache.device_->read(bytes.data(), part->as(), bytes.size());
+        out.array(bytes);
+    }
 }
 
 std::unique_ptr<Session> SessionFile::load(const std::shared_ptr<Model> & model, const std::string & path) {
@@ -298,6 +305,9 @@ void SessionFile::read_cache(ByteReader & in, KvCache & cache, int64_t n_tokens)
     }
     // last, so that refresh() hid no more than was hidden when it was saved
     cache.n_tokens_ = n_tokens;
+    for (KvCache::Layer & layer : cache.layers_) {
+        layer.shown->keep_probes(cache.show_slots(layer));
+    }
 }
 
 // first: the position of the window's first token.
@@ -318,18 +328,24 @@ void SessionFile::read_slots(ByteReader & in, KvCache & cache, int64_t first) {
 void SessionFile::read_layer(ByteReader & in, KvCache & cache, int index, int64_t n_tokens) {
     const HParams & h = *cache.h_;
     KvCache::Layer & layer = cache.layers_[index];
-    layer.balance = read_balance(in, *cache.policy_, h);
+    if (auto balance = read_balance(in, *cache.policy_, h)) {
+        cache.codec_->send(*balance);
+        layer.balance = std::move(balance);
+    }
     read_segments(in, cache, index, n_tokens);
     cache.refresh(index);
-    for (ggml_tensor * rows : {layer.window.k, layer.window.v}) {
-        for (int head = 0; rows && head < h.n_kv_heads; ++head) {  // an empty window has no memory
-            in.bytes(static_cast<char *>(rows->data) + head * rows->nb[2],
-                     cache.n_window_ * h.head_dim * sizeof(uint16_t), "its uncompressed tokens");
+    for (ggml_tensor * window : {layer.window.k, layer.window.v}) {
+        for (int head = 0; window && head < h.n_kv_heads; ++head) {  // an empty window has no memory
+            const auto rows = in.array<uint16_t>(cache.n_window_ * h.head_dim, "its uncompressed tokens");
+            cache.device_->write(static_cast<char *>(window->data) + head * window->nb[2], rows.data(),
+                                 rows.size() * sizeof(uint16_t));
         }
     }
-    const int64_t n_queries = static_cast<int64_t>(cache.slot_positions_.size()) * h.n_heads;
-    layer.slots.q = in.array<uint16_t>(n_queries * h.head_dim, "its probes");
-    layer.slots.log_sum = in.array<float>(n_queries, "its probes");
+    cache.make_slots(layer);
+    for (const Bytes * part : {&layer.slots.q, &layer.slots.log_sum}) {
+        const auto bytes = in.array<uint8_t>(static_cast<int64_t>(part->size()), "its probes");
+        cache.device_->write(part->as(), bytes.data(), bytes.size());
+    }
 }
 
 void SessionFile::read_segments(ByteReader & in, KvCache & cache, int index, int64_t n_tokens) {
@@ -369,17 +385,19 @@ SegmentUse SessionFile::read_segment(ByteReader & in, const KvCache & cache, con
         in.fail("a segment without its balance");
     }
     segment->balance = layer.balance;
+    StoredSegment stored;
     if (policy.k_divisor == Divisor::normalizer) {
-        segment->k_divisor = read_divisor(in, *cache.h_);
+        stored.k_divisor = read_divisor(in, *cache.h_);
     }
     if (policy.v_divisor == Divisor::normalizer) {
-        segment->v_divisor = read_divisor(in, *cache.h_);
+        stored.v_divisor = read_divisor(in, *cache.h_);
     }
-    segment->data = in.array<uint8_t, PageVector<uint8_t>>(n_bytes, "a segment");
+    stored.data = in.array<uint8_t, PageVector<uint8_t>>(n_bytes, "a segment");
     if (const char * error =
-            ggml_zipcache_segment_error(segment->format, n_tokens, segment->data.data(), segment->data.size())) {
+            ggml_zipcache_segment_error(segment->format, n_tokens, stored.data.data(), stored.data.size())) {
         in.fail(error);
     }
+    cache.codec_->restore(*segment, std::move(stored));
     SegmentUse use = {std::move(segment), position, 0, n_tokens, nullptr};
     cache.hide(use, first_seen, last_seen);
     return use;

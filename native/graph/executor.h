@@ -4,42 +4,38 @@
 #include <memory>
 #include <mutex>
 
-#include "ggml-backend.h"
-#include "ggml-cpu.h"
+#include "device/cpu_device.h"
 
 namespace zipcache {
 
 // The threads to compute with: as many as wanted, or one a core for 0. Throws ArgumentError.
 int thread_count(int wanted);
 
-// Runs graphs on the CPU with a pool of threads that lives as long as the model. Sessions of a model take turns.
+// Where a model runs, and the host's threads beside it. Both live as long as the model. Sessions of a model take turns.
 class Executor {
   public:
-    explicit Executor(int n_threads);
+    // device null: the host computes
+    explicit Executor(int n_threads, std::unique_ptr<Device> device = nullptr);
 
-    int n_threads() const { return n_threads_; }
+    int n_threads() const { return host_.n_threads(); }
+    Device & device() const { return *device_; }
     // Throws Cancelled when `cancel` becomes true on the way.
     void compute(ggml_cgraph * graph, const std::atomic<bool> & cancel);
-    // Runs task(i) for i in [0, n) on the threads. What a task throws is thrown again, once all have ended.
+    void run(Recording & recording, const std::atomic<bool> & cancel);
+    // Runs task(i) for i in [0, n) on the host's threads. What a task throws is thrown again, once all have ended.
     void parallel(int n, const std::function<void(int)> & task);
 
   private:
-    struct BackendDeleter {
-        void operator()(ggml_backend_t backend) const { ggml_backend_free(backend); }
-    };
-    struct PoolDeleter {
-        void operator()(ggml_threadpool_t pool) const { ggml_threadpool_free(pool); }
-    };
-    int n_threads_;
     std::mutex turn_;
-    std::unique_ptr<ggml_threadpool, PoolDeleter> pool_;
-    std::unique_ptr<ggml_backend, BackendDeleter> backend_;
+    CpuDevice host_;
+    std::unique_ptr<Device> other_;
+    Device * device_;
 };
 
 // Memory of one kind of graph: its nodes and their activations, reused by the next graph of that kind.
 class GraphMemory {
   public:
-    explicit GraphMemory(size_t max_nodes);
+    GraphMemory(Device & device, size_t max_nodes);
 
     // Forgets the previous graph and starts an empty one.
     ggml_context * begin();
@@ -53,7 +49,7 @@ class GraphMemory {
         void operator()(ggml_gallocr_t allocator) const { ggml_gallocr_free(allocator); }
     };
     size_t max_nodes_;
-    std::unique_ptr<ggml_context, void (*)(ggml_context *)> context_;
+    GgmlContext context_;
     std::unique_ptr<ggml_gallocr, AllocatorDeleter> allocator_;
     ggml_cgraph * graph_ = nullptr;
 };

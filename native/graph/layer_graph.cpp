@@ -10,7 +10,7 @@ namespace {
 
 ggml_tensor * product(ggml_context * ctx, ggml_tensor * weight, ggml_tensor * x) {
     // ggml's repacked layouts are no host buffers: only ggml reads them, and its products with them are fast
-    const bool as_in_file = ggml_backend_buffer_is_host(weight->buffer);
+    const bool as_in_file = weight->buffer && ggml_backend_buffer_is_host(weight->buffer);
     return as_in_file && ggml_zipcache_mul_mat_supported(weight->type, weight->ne[0], x->ne[1])
                ? ggml_zipcache_mul_mat_node(ctx, weight, x)
                : ggml_mul_mat(ctx, weight, x);

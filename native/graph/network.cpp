@@ -17,7 +17,7 @@ void request_rope_factors(Network & network) {
 
 }  // namespace
 
-std::unique_ptr<Network> plan_network(const std::shared_ptr<const GgufFile> & file, bool repack) {
+std::unique_ptr<Network> plan_network(const std::shared_ptr<const GgufFile> & file, const WeightsPlace & place) {
     auto network = std::make_unique<Network>();
     network->architecture = &find_architecture(std::string(file->string("general.architecture")));
     network->h = read_hparams(*file);
@@ -25,7 +25,7 @@ std::unique_ptr<Network> plan_network(const std::shared_ptr<const GgufFile> & fi
     network->architecture->shape(*file, h);
     const GgufTensor * embedding = file->find_tensor("token_embd.weight");
     h.n_vocab = embedding && embedding->ne[1] <= INT32_MAX ? static_cast<int>(embedding->ne[1]) : 0;
-    network->storage = std::make_unique<Weights>(file, repack);
+    network->storage = std::make_unique<Weights>(file, place);
     Weights & weights = *network->storage;
     network->token_embedding = weights.plain("token_embd.weight", {h.n_embd, h.n_vocab});
     network->output_norm = weights.plain("output_norm.weight", {h.n_embd});
@@ -39,9 +39,9 @@ std::unique_ptr<Network> plan_network(const std::shared_ptr<const GgufFile> & fi
     return network;
 }
 
-std::unique_ptr<Network> load_network(const std::shared_ptr<const GgufFile> & file, bool repack,
+std::unique_ptr<Network> load_network(const std::shared_ptr<const GgufFile> & file, const WeightsPlace & place,
                                       const Progress & progress) {
-    auto network = plan_network(file, repack);
+    auto network = plan_network(file, place);
     network->storage->load(progress);
     return network;
 }

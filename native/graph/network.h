@@ -24,10 +24,10 @@ struct Network {
 };
 
 // Requests every tensor, checks every shape, loads. Throws ModelError.
-std::unique_ptr<Network> load_network(const std::shared_ptr<const GgufFile> & file, bool repack,
+std::unique_ptr<Network> load_network(const std::shared_ptr<const GgufFile> & file, const WeightsPlace & place,
                                       const Progress & progress);
 
 // The same without loading: what the weights will take. For the memory plan.
-std::unique_ptr<Network> plan_network(const std::shared_ptr<const GgufFile> & file, bool repack);
+std::unique_ptr<Network> plan_network(const std::shared_ptr<const GgufFile> & file, const WeightsPlace & place);
 
 }  // namespace zipcache

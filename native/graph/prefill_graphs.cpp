@@ -1,6 +1,4 @@
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <numeric>
 
 #include "graph/forward.h"
@@ -13,24 +11,22 @@ constexpr int kMaxNodes = 256;  // one layer
 // Rows of a layer that a stretch of queries sees.
 struct Visible {
     int64_t first_key;
-    int64_t n_keys;
+    int64_t n_seen;
+    int64_t n_keys;  // those and what fills the last block
 };
 
 // New tokens [first, first + n).
-Visible visible_keys(const PrefillRows & rows, int64_t first, int64_t n, int window) {
-    const int64_t from = rows.first_seen(first, window);
-    return {from, rows.n_past + first + n - from};
+Visible visible_keys(const PrefillRows & rows, int64_t first, int64_t n, int window, int block) {
+    const int64_t from = rows.first_seen(first, window) / block * block;
+    const int64_t n_seen = rows.n_past + first + n - from;
+    return {from, n_seen, std::min((n_seen + block - 1) / block * block, rows.k->ne[1] - from)};
 }
 
-// Causal (and sliding-window) mask, [n_keys, n] f16: 0 where query i sees a key, -inf elsewhere.
-void fill_mask(ggml_fp16_t * mask, const PrefillRows & rows, Visible keys, int64_t first, int64_t n, int window) {
-    const ggml_fp16_t hidden = ggml_fp32_to_fp16(-INFINITY);
-    for (int64_t i = 0; i < n; ++i, mask += keys.n_keys) {
-        const int64_t end = rows.n_past + first + i + 1 - keys.first_key;
-        const int64_t begin = rows.first_seen(first + i, window) - keys.first_key;
-        std::fill(mask, mask + begin, hidden);
-        std::memset(mask + begin, 0, (end - begin) * sizeof(ggml_fp16_t));
-        std::fill(mask + end, mask + keys.n_keys, hidden);
+// What each query sees of those keys, [2, n]: causal, and through a sliding window.
+void fill_spans(int32_t * spans, const PrefillRows & rows, Visible keys, int64_t first, int64_t n, int window) {
+    for (int64_t i = 0; i < n; ++i) {
+        spans[2 * i] = static_cast<int32_t>(rows.first_seen(first + i, window) - keys.first_key);
+        spans[2 * i + 1] = static_cast<int32_t>(rows.n_past + first + i + 1 - keys.first_key);
     }
 }
 
@@ -87,8 +83,8 @@ class PrefillAttention : public Attention {
     ggml_tensor * watched_q_ = nullptr;
 };
 
-ggml_tensor * first_columns(ggml_context * ctx, const HostTensor & host, int64_t n) {
-    return ggml_view_1d(ctx, host.tensor, n, 0);
+ggml_tensor * first_elements(ggml_context * ctx, ggml_tensor * array, int64_t n) {
+    return ggml_view_1d(ctx, array, n, 0);
 }
 
 }  // namespace
@@ -97,17 +93,16 @@ PrefillGraphs::PrefillGraphs(const Network & network, Executor & executor, int n
     : network_(network),
       executor_(executor),
       n_ctx_(n_ctx),
-      memory_(kMaxNodes),
-      tokens_(GGML_TYPE_I32, kChunk),
-      positions_(GGML_TYPE_I32, kChunk),
-      probe_rows_(GGML_TYPE_I32, kChunk) {}
+      memory_(executor.device(), kMaxNodes),
+      inputs_(executor.device(), {chunk(), chunk(), chunk(), 2 * chunk()}),
+      logits_(network.h.n_vocab) {}
 
 void PrefillGraphs::watch(std::vector<int64_t> probes) {
     probes_ = std::move(probes);
-    probe_q_ = HostTensor();
+    probe_q_ = OwnTensor();
     if (!probes_.empty()) {
-        probe_q_ = HostTensor(GGML_TYPE_F32, int64_t(network_.h.n_heads) * network_.h.head_dim,
-                              static_cast<int64_t>(probes_.size()));
+        probe_q_ = OwnTensor(executor_.device(), GGML_TYPE_F32, int64_t(network_.h.n_heads) * network_.h.head_dim,
+                             static_cast<int64_t>(probes_.size()));
     }
 }
 
@@ -123,14 +118,15 @@ ggml_tensor * PrefillGraphs::hidden(ggml_context * ctx, int64_t first, int64_t n
 void PrefillGraphs::embed(const int32_t * tokens, int64_t n_tokens, const std::atomic<bool> & cancel) {
     const HParams & h = network_.h;
     if (!hidden_.tensor || hidden_.tensor->ne[1] != n_tokens) {
-        hidden_ = HostTensor();
-        hidden_ = HostTensor(GGML_TYPE_F32, h.n_embd, n_tokens);
+        hidden_ = OwnTensor();
+        hidden_ = OwnTensor(executor_.device(), GGML_TYPE_F32, h.n_embd, n_tokens);
     }
-    for (int64_t first = 0; first < n_tokens; first += kChunk) {
-        const int64_t n = std::min<int64_t>(kChunk, n_tokens - first);
-        std::copy_n(tokens + first, n, tokens_.i32());
+    for (int64_t first = 0; first < n_tokens; first += chunk()) {
+        const int64_t n = std::min<int64_t>(chunk(), n_tokens - first);
+        std::copy_n(tokens + first, n, inputs_.host(kTokens));
+        inputs_.send();
         ggml_context * ctx = memory_.begin();
-        ggml_tensor * x = ggml_get_rows(ctx, network_.token_embedding, first_columns(ctx, tokens_, n));
+        ggml_tensor * x = ggml_get_rows(ctx, network_.token_embedding, first_elements(ctx, inputs_.tensor(kTokens), n));
         x = h.embedding_scale != 1.0f ? ggml_scale(ctx, x, h.embedding_scale) : x;
         ggml_build_forward_expand(memory_.graph(), ggml_cpy(ctx, x, hidden(ctx, first, n)));
         memory_.allocate();
@@ -143,36 +139,34 @@ void PrefillGraphs::layer(const PrefillRows & rows, int layer, int64_t position,
     const HParams & h = network_.h;
     const bool last_layer = layer == h.n_layers - 1;
     const bool last_chunk = first + n == hidden_.tensor->ne[1];
-    std::iota(positions_.i32(), positions_.i32() + n, static_cast<int32_t>(position + first));
+    const int window = h.window_of(layer);
+    std::iota(inputs_.host(kPositions), inputs_.host(kPositions) + n, static_cast<int32_t>(position + first));
 
     ggml_context * ctx = memory_.begin();
-    const int window = h.window_of(layer);
-    // one query at the end needs no mask: it sees all keys of its own range
-    const Visible keys =
-        last_layer ? visible_keys(rows, first + n - 1, 1, window) : visible_keys(rows, first, n, window);
+    // one query at the end sees all keys of its own range
+    const int64_t n_queries = last_layer ? 1 : n;
+    const int64_t first_query = first + n - n_queries;
+    const Visible keys = visible_keys(rows, first_query, n_queries, window, executor_.device().key_block());
     ggml_tensor * mask = nullptr;
-    if (!last_layer) {
-        if (!mask_.tensor || mask_.tensor->ne[0] < keys.n_keys * n) {
-            mask_ = HostTensor();
-            // at once what the last chunk takes: memory that grows by copies leaves holes
-            mask_ = HostTensor(GGML_TYPE_F16, (rows.n_past + hidden_.tensor->ne[1]) * n);
-        }
-        mask = ggml_view_2d(ctx, mask_.tensor, keys.n_keys, n, keys.n_keys * sizeof(ggml_fp16_t), 0);
-        fill_mask(static_cast<ggml_fp16_t *>(mask_.tensor->data), rows, keys, first, n, window);
+    if (!last_layer || keys.n_keys > keys.n_seen) {
+        fill_spans(inputs_.host(kSpans), rows, keys, first_query, n_queries, window);
+        mask = masked(ctx, keys.n_keys, n_queries, rows.n_past + hidden_.tensor->ne[1]);
     }
     PrefillAttention attention(rows, rows.n_past + first, keys, mask, h.attention_scale, last_layer);
     const auto probe = std::lower_bound(probes_.begin(), probes_.end(), first);
     const auto end = std::lower_bound(probe, probes_.end(), first + n);
     if (probe != end) {
-        std::transform(probe, end, probe_rows_.i32(), [&](int64_t t) { return static_cast<int32_t>(t - first); });
+        std::transform(probe, end, inputs_.host(kProbeRows),
+                       [&](int64_t t) { return static_cast<int32_t>(t - first); });
         ggml_tensor * all = probe_q_.tensor;
         attention.watch(
-            first_columns(ctx, probe_rows_, end - probe),
+            first_elements(ctx, inputs_.tensor(kProbeRows), end - probe),
             ggml_view_2d(ctx, all, all->ne[0], end - probe, all->nb[1], (probe - probes_.begin()) * all->nb[1]));
     }
+    inputs_.send();
     ggml_tensor * x = hidden(ctx, first, n);
     ggml_tensor * y = network_.architecture->layer(
-        {ctx, memory_.graph(), h, network_.layers[layer], layer, first_columns(ctx, positions_, n),
+        {ctx, memory_.graph(), h, network_.layers[layer], layer, first_elements(ctx, inputs_.tensor(kPositions), n),
          network_.rope_factors_for(n_ctx_), attention, last_layer},
         x);
     if (!last_layer) {
@@ -184,6 +178,17 @@ void PrefillGraphs::layer(const PrefillRows & rows, int layer, int64_t position,
     executor_.compute(memory_.graph(), cancel);
 }
 
+// [n_keys, n_queries] f16, filled on the device by what kSpans holds.
+ggml_tensor * PrefillGraphs::masked(ggml_context * ctx, int64_t n_keys, int64_t n_queries, int64_t most_keys) {
+    if (!mask_.tensor || mask_.tensor->ne[0] < n_keys * n_queries) {
+        mask_ = OwnTensor();
+        // at once what the last chunk takes: memory that grows by copies leaves holes
+        mask_ = OwnTensor(executor_.device(), GGML_TYPE_F16, std::max(n_keys, most_keys) * n_queries);
+    }
+    ggml_tensor * mask = ggml_view_2d(ctx, mask_.tensor, n_keys, n_queries, n_keys * sizeof(ggml_fp16_t), 0);
+    return executor_.device().fill_mask(ctx, mask, first_elements(ctx, inputs_.tensor(kSpans), 2 * n_queries));
+}
+
 const float * PrefillGraphs::logits(const std::atomic<bool> & cancel) {
     ggml_context * ctx = memory_.begin();
     ggml_tensor * x = hidden(ctx, hidden_.tensor->ne[1] - 1, 1);
@@ -193,12 +198,13 @@ const float * PrefillGraphs::logits(const std::atomic<bool> & cancel) {
     ggml_build_forward_expand(memory_.graph(), logits);
     memory_.allocate();
     executor_.compute(memory_.graph(), cancel);
-    return static_cast<const float *>(logits->data);
+    executor_.device().read(logits_.data(), logits->data, ggml_nbytes(logits));
+    return logits_.data();
 }
 
 void PrefillGraphs::release() {
-    hidden_ = HostTensor();
-    mask_ = HostTensor();
+    hidden_ = OwnTensor();
+    mask_ = OwnTensor();
     watch({});
 }
 

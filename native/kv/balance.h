@@ -1,4 +1,5 @@
 #pragma once
+#include "device/memory.h"
 #include "kv/probes.h"
 #include "kv/saliency.h"
 
@@ -10,9 +11,11 @@ struct Balance {
     std::vector<float> v_divisor;  // [n_kv_heads, head_dim]: sqrt(spread of the values / norm of what reads them)
     std::vector<float> k_weight;   // [n_kv_heads]: what a unit of noise in a stored key costs the output
     std::vector<float> v_weight;   // [n_kv_heads]: the same for a stored value
+    Bytes on_device;               // a copy of all of them, one after the other, where the device is not the host
 
     size_t bytes() const {
-        return sizeof(float) * (k_divisor.size() + v_divisor.size() + k_weight.size() + v_weight.size());
+        return sizeof(float) * (k_divisor.size() + v_divisor.size() + k_weight.size() + v_weight.size()) +
+               on_device.size();
     }
 };
 

@@ -84,7 +84,7 @@ const float * Segment::values_divisor() const {
 
 size_t Segment::bytes() const {
     return sizeof(Segment) + page_bytes(data.capacity()) +
-           sizeof(float) * (k_divisor.capacity() + v_divisor.capacity());
+           sizeof(float) * (k_divisor.capacity() + v_divisor.capacity()) + device_data.size() + device_divisors.size();
 }
 
 std::vector<uint8_t> Compressor::choose_tiers(const ggml_zipcache_format & format, const Rows & rows, int64_t first,
@@ -114,9 +114,9 @@ std::vector<uint8_t> Compressor::choose_tiers(const ggml_zipcache_format & forma
     return water_fill(format, costs, policy_->budget);
 }
 
-std::shared_ptr<const Segment> Compressor::compress(int layer, const Rows & rows, int64_t first, int64_t n,
-                                                    const Probes & probes, std::shared_ptr<const Balance> balance,
-                                                    const Parallel & parallel) const {
+std::shared_ptr<Segment> Compressor::compress(int layer, const Rows & rows, int64_t first, int64_t n,
+                                              const Probes & probes, std::shared_ptr<const Balance> balance,
+                                              const Parallel & parallel) const {
     auto segment = std::make_shared<Segment>();
     segment->policy = policy_;
     segment->format = &policy_->format_for(n);
@@ -134,8 +134,8 @@ std::shared_ptr<const Segment> Compressor::compress(int layer, const Rows & rows
     if (policy_->v_divisor == Divisor::normalizer) {
         segment->v_divisor = find_normalizer(rows, first, n, h_);
     }
-    const uint64_t seed = uint64_t(layer) << 32 | uint64_t(n);
-    const auto tiers = choose_tiers(f, rows, first, n, scores, segment->balance.get(), seed, parallel);
+    const auto tiers =
+        choose_tiers(f, rows, first, n, scores, segment->balance.get(), compression_seed(layer, n), parallel);
     const ggml_zipcache_rows args = {n,
                                      rows.stride,
                                      rows.k + first * h_.head_dim,

@@ -13,15 +13,24 @@ struct Segment {
     std::shared_ptr<const Policy> policy;
     const ggml_zipcache_format * format = nullptr;  // one of the policy's
     int64_t n_tokens = 0;
-    PageVector<uint8_t> data;
     std::shared_ptr<const Balance> balance;  // shared with the layer's other segments, or null
-    std::vector<float> k_divisor;            // [n_kv_heads, head_dim] of this segment alone, or empty
+    // where the host is the device
+    PageVector<uint8_t> data;
+    std::vector<float> k_divisor;  // [n_kv_heads, head_dim] of this segment alone, or empty
     std::vector<float> v_divisor;
+    // else the same in the device's memory and order
+    Bytes device_data, device_divisors;  // of keys, then of values, where it has them
+    ggml_zipcache_segment view = {};     // as attention reads it: whole
 
-    const float * keys_divisor() const;
+    const float * keys_divisor() const;  // the host's
     const float * values_divisor() const;
     size_t bytes() const;  // without the balance
 };
+
+// Of a compression's random saliency.
+inline uint64_t compression_seed(int layer, int64_t n_tokens) {
+    return uint64_t(layer) << 32 | uint64_t(n_tokens);
+}
 
 // Compresses rows of one layer.
 class Compressor {
@@ -30,9 +39,8 @@ class Compressor {
         : policy_(std::move(policy)), h_(h), norms_(norms) {}
 
     // Rows [first, first + n). balance: the layer's, or null at its first compression, which then makes one.
-    std::shared_ptr<const Segment> compress(int layer, const Rows & rows, int64_t first, int64_t n,
-                                            const Probes & probes, std::shared_ptr<const Balance> balance,
-                                            const Parallel & parallel) const;
+    std::shared_ptr<Segment> compress(int layer, const Rows & rows, int64_t first, int64_t n, const Probes & probes,
+                                      std::shared_ptr<const Balance> balance, const Parallel & parallel) const;
 
   private:
     std::vector<uint8_t> choose_tiers(const ggml_zipcache_format & format, const Rows & rows, int64_t first, int64_t n,

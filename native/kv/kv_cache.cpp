@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 
 #include "common/error.h"
 
@@ -13,15 +12,6 @@ constexpr int64_t kStep = 64;  // tokens; capacities of growing windows are mult
 
 uint16_t * data_of(ggml_tensor * rows) {
     return rows ? static_cast<uint16_t *>(rows->data) : nullptr;
-}
-
-// n rows of every KV head.
-void copy_rows(const uint16_t * from, int64_t from_stride, uint16_t * to, int64_t to_stride, int64_t n,
-               const HParams & h) {
-    for (int64_t head = 0; n > 0 && head < h.n_kv_heads; ++head) {
-        std::memcpy(to + head * to_stride * h.head_dim, from + head * from_stride * h.head_dim,
-                    n * h.head_dim * sizeof(uint16_t));
-    }
 }
 
 // Never the same for two caches, so that a graph built for one is not taken for the other's.
@@ -36,11 +26,30 @@ size_t f16_cache_bytes(const HParams & h, int64_t n_tokens) {
     return size_t(n_tokens) * h.n_layers * 2 * h.n_kv_heads * h.head_dim * sizeof(uint16_t);
 }
 
-KvCache::KvCache(std::shared_ptr<const Policy> policy, const HParams & h, OutputNorms & norms, int64_t n_ctx)
-    : policy_(std::move(policy)), h_(&h), norms_(&norms), n_ctx_(n_ctx), layers_(h.n_layers) {
+KvCache::KvCache(std::shared_ptr<const Policy> policy, const HParams & h, Device & device,
+                 std::shared_ptr<const SegmentCodec> codec, int64_t n_ctx)
+    : policy_(std::move(policy)),
+      h_(&h),
+      device_(&device),
+      codec_(std::move(codec)),
+      n_ctx_(n_ctx),
+      layers_(h.n_layers) {
+    std::vector<const ggml_zipcache_format *> formats;
+    if (policy_->compresses) {
+        formats = {&policy_->prompt, &policy_->window};
+    }
     for (int i = 0; i < h.n_layers; ++i) {
         layers_[i].view = {h.n_heads, h.n_kv_heads, h.head_dim, h.attention_scale, h.window_of(i), 0,
                            nullptr,   nullptr,      0,          nullptr,           nullptr,        nullptr};
+        layers_[i].shown = device.layer_view(formats);
+    }
+}
+
+// n rows of every KV head.
+void KvCache::copy_rows(const uint16_t * from, int64_t from_stride, uint16_t * to, int64_t to_stride, int64_t n) const {
+    const size_t row = h_->head_dim * sizeof(uint16_t);
+    if (n > 0) {
+        device_->copy(to, to_stride * row, from, from_stride * row, n * row, h_->n_kv_heads);
     }
 }
 
@@ -49,10 +58,13 @@ KvCache::Window KvCache::allocate(int64_t capacity) const {
     window.context.reset(ggml_init({2 * ggml_tensor_overhead(), nullptr, true}));
     window.k = ggml_new_tensor_3d(window.context.get(), GGML_TYPE_F16, h_->head_dim, capacity, h_->n_kv_heads);
     window.v = ggml_new_tensor_3d(window.context.get(), GGML_TYPE_F16, h_->head_dim, capacity, h_->n_kv_heads);
-    window.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(window.context.get(), ggml_backend_cpu_buffer_type()));
+    window.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(window.context.get(), device_->memory()));
     if (!window.buffer) {
         throw ContextError("not enough memory for the keys and values of " + std::to_string(capacity) +
                            " uncompressed tokens (" + std::to_string(f16_cache_bytes(*h_, capacity) >> 20) + " MiB)");
+    }
+    if (!device_->is_host()) {  // attention looks at masked rows, too, and 0 times NaN would show
+        ggml_backend_buffer_clear(window.buffer.get(), 0);
     }
     return window;
 }
@@ -62,6 +74,13 @@ void KvCache::set_window(Layer & layer, Window window) const {
     layer.view.capacity = layer.window.capacity();
     layer.view.k = layer.window.k ? data_of(layer.window.k) : nullptr;
     layer.view.v = layer.window.v ? data_of(layer.window.v) : nullptr;
+    layer.shown->show(layer.view);
+}
+
+// A prefill's attention looks at rows in blocks, where that is faster: the last one has to be whole.
+int64_t KvCache::whole_blocks(int64_t n_rows) const {
+    const int64_t block = device_->key_block();
+    return (n_rows + block - 1) / block * block;
 }
 
 // Room for n_tokens uncompressed ones. Memory grows one layer at a time, so the peak is one layer's copy above it.
@@ -72,6 +91,7 @@ void KvCache::grow_windows(int64_t n_tokens) {
         // a quarter more than asked while decoding keeps the copies cheap, and the slack small
         const int64_t wanted = n_window_ > 0 ? std::max(n_tokens, now + now / 4) : n_tokens;
         capacity = std::max(n_tokens, std::min((wanted + kStep - 1) / kStep * kStep, n_ctx_));
+        capacity = whole_blocks(capacity);
     }
     if (n_tokens <= now) {
         return;
@@ -83,8 +103,8 @@ void KvCache::grow_windows(int64_t n_tokens) {
         }
         Window grown = allocate(capacity);
         if (layer.window.k) {
-            copy_rows(layer.view.k, layer.view.capacity, data_of(grown.k), capacity, n_window_, *h_);
-            copy_rows(layer.view.v, layer.view.capacity, data_of(grown.v), capacity, n_window_, *h_);
+            copy_rows(layer.view.k, layer.view.capacity, data_of(grown.k), capacity, n_window_);
+            copy_rows(layer.view.v, layer.view.capacity, data_of(grown.v), capacity, n_window_);
         }
         set_window(layer, std::move(grown));
     }
@@ -95,11 +115,7 @@ void KvCache::hide(SegmentUse & use, int64_t first_seen, int64_t last_seen) cons
     use.first_seen = std::max(use.first_seen, first_seen);
     use.last_seen = std::min(use.last_seen, last_seen);
     if (!use.whole() && !use.places) {
-        const Segment & segment = *use.segment;
-        auto places = std::make_shared<std::vector<uint16_t>>(
-            h_->n_kv_heads * ggml_zipcache_segment_places(segment.format, segment.data.data()));
-        ggml_zipcache_segment_positions(segment.format, segment.data.data(), places->data());
-        use.places = std::move(places);
+        use.places = codec_->places(*use.segment);
     }
 }
 
@@ -118,14 +134,15 @@ void KvCache::refresh(int index) {
                    segments.end());
     layer.segment_views.clear();
     for (const SegmentUse & use : segments) {
-        const Segment & s = *use.segment;
-        const bool whole = use.whole();
-        layer.segment_views.push_back(
-            {s.format, s.data.data(), s.keys_divisor(), s.values_divisor(), whole ? nullptr : use.places->data(),
-             ggml_zipcache_segment_places(s.format, s.data.data()), use.first_seen, use.last_seen});
+        ggml_zipcache_segment view = use.segment->view;
+        view.position = use.whole() ? nullptr : use.places->as<uint16_t>();
+        view.first_seen = use.first_seen;
+        view.last_seen = use.last_seen;
+        layer.segment_views.push_back(view);
     }
     layer.view.n_segments = static_cast<int64_t>(layer.segment_views.size());
     layer.view.segments = layer.segment_views.data();
+    layer.shown->show(layer.view);
 }
 
 int64_t PrefillRows::first_seen(int64_t token, int sliding_window) const {
@@ -144,32 +161,16 @@ PrefillRows KvCache::copy_past(int index, const Window & to, const Parallel & pa
     std::vector<int64_t> past;
     past.reserve(capacity);
     for (const SegmentUse & use : layer.segments) {
-        const Segment & s = *use.segment;
-        const int64_t n = use.last_seen - use.first_seen;
-        std::vector<uint8_t> kept(n * h_->n_kv_heads);
-        parallel(h_->n_kv_heads, [&](int head) {
-            const int64_t row = (head * capacity + at) * dim;
-            ggml_zipcache_dequantize_kv(s.format, s.data.data(), head, use.first_seen, n, s.keys_divisor(),
-                                        s.values_divisor(), data_of(to.k) + row, data_of(to.v) + row, &kept[head * n]);
-        });
-        // evicted tokens, the same in every head, leave no rows
-        int64_t n_kept = 0;
-        for (int64_t t = 0; t < n; ++t) {
-            for (int head = 0; kept[t] && n_kept < t && head < h_->n_kv_heads; ++head) {
-                const int64_t base = head * capacity + at;
-                std::memcpy(data_of(to.k) + (base + n_kept) * dim, data_of(to.k) + (base + t) * dim, dim * 2);
-                std::memcpy(data_of(to.v) + (base + n_kept) * dim, data_of(to.v) + (base + t) * dim, dim * 2);
-            }
-            if (kept[t]) {
-                past.push_back(use.position + use.first_seen + t - n_tokens_);
-                ++n_kept;
-            }
+        const auto kept = codec_->dequantize(*use.segment, use.first_seen, use.last_seen, data_of(to.k) + at * dim,
+                                             data_of(to.v) + at * dim, capacity, parallel);
+        for (int64_t token : kept) {
+            past.push_back(use.position + token - n_tokens_);
         }
-        at += n_kept;
+        at += static_cast<int64_t>(kept.size());
     }
     if (n_window_ > 0) {
-        copy_rows(layer.view.k, layer.view.capacity, data_of(to.k) + at * dim, capacity, n_window_, *h_);
-        copy_rows(layer.view.v, layer.view.capacity, data_of(to.v) + at * dim, capacity, n_window_, *h_);
+        copy_rows(layer.view.k, layer.view.capacity, data_of(to.k) + at * dim, capacity, n_window_);
+        copy_rows(layer.view.v, layer.view.capacity, data_of(to.v) + at * dim, capacity, n_window_);
     }
     if (!past.empty() && past.front() == -(at + n_window_)) {
         past.clear();  // nothing was evicted since
@@ -183,10 +184,11 @@ PrefillRows KvCache::copy_past(int index, const Window & to, const Parallel & pa
 // The rows from `first` on stay uncompressed: made.n_window of them.
 void KvCache::keep_window(Made & made, const Rows & rows, int64_t first) const {
     const int64_t n = made.n_window;
-    made.k.resize(n * h_->n_kv_heads * h_->head_dim);
-    made.v.resize(made.k.size());
-    copy_rows(rows.k + first * h_->head_dim, rows.stride, made.k.data(), n, n, *h_);
-    copy_rows(rows.v + first * h_->head_dim, rows.stride, made.v.data(), n, n, *h_);
+    const size_t n_bytes = n * h_->n_kv_heads * h_->head_dim * sizeof(uint16_t);
+    made.k = Bytes(*device_, n_bytes);
+    made.v = Bytes(*device_, n_bytes);
+    copy_rows(rows.k + first * h_->head_dim, rows.stride, made.k.as<uint16_t>(), n, n);
+    copy_rows(rows.v + first * h_->head_dim, rows.stride, made.v.as<uint16_t>(), n, n);
 }
 
 PrefillRows KvCache::begin_prefill(int layer, int64_t n_new, const Parallel & parallel) {
@@ -200,7 +202,7 @@ PrefillRows KvCache::begin_prefill(int layer, int64_t n_new, const Parallel & pa
     }
     if (scratch_.capacity() < n_past + n_new) {
         scratch_ = Window();
-        scratch_ = allocate(n_past + n_new);
+        scratch_ = allocate(whole_blocks(n_past + n_new));
     }
     PrefillRows rows = copy_past(layer, scratch_, parallel);
     past_rows_ = rows.n_past;
@@ -233,8 +235,7 @@ void KvCache::end_prefill(int index, int64_t n_new, const std::vector<int64_t> &
         }
         p.q = probe_q;
         if (n > 0) {
-            const Compressor compressor(policy_, *h_, *norms_);
-            auto segment = compressor.compress(index, rows, first, n, p, layer.balance, parallel);
+            auto segment = codec_->compress(index, rows, first, n, p, layer.balance, parallel);
             made.balance = segment->balance;
             made.segment = SegmentUse{std::move(segment), n_tokens_ + n_new - made.n_window - n, 0, n, nullptr};
         }
@@ -259,8 +260,8 @@ void KvCache::commit(int64_t n_new) {
             continue;
         }
         Made & made = *layer.made;
-        copy_rows(made.k.data(), n_window, data_of(layer.window.k), layer.view.capacity, n_window, *h_);
-        copy_rows(made.v.data(), n_window, data_of(layer.window.v), layer.view.capacity, n_window, *h_);
+        copy_rows(made.k.as<uint16_t>(), n_window, data_of(layer.window.k), layer.view.capacity, n_window);
+        copy_rows(made.v.as<uint16_t>(), n_window, data_of(layer.window.v), layer.view.capacity, n_window);
         if (made.segment) {
             layer.segments.push_back(std::move(*made.segment));
         }
@@ -289,37 +290,59 @@ void KvCache::choose_slots() {
         slot_positions_.push_back(n_tokens_ + step);
     }
     for (Layer & layer : layers_) {
-        layer.slots.q.resize(slot_positions_.size() * h_->n_heads * h_->head_dim);
-        layer.slots.log_sum.resize(slot_positions_.size() * h_->n_heads);
+        make_slots(layer);
+        layer.shown->keep_probes(show_slots(layer));
     }
 }
 
-// Tells the graph's nodes where to leave the query of the token that comes next, if it is a probe.
-void KvCache::aim_probes() {
-    const auto slot = std::lower_bound(slot_positions_.begin(), slot_positions_.end(), n_tokens_);
-    const bool is_probe = slot != slot_positions_.end() && *slot == n_tokens_;
-    const int64_t i = slot - slot_positions_.begin();
-    for (Layer & layer : layers_) {
-        layer.view.probe_q = is_probe ? &layer.slots.q[i * h_->n_heads * h_->head_dim] : nullptr;
-        layer.view.probe_log_sum = is_probe ? &layer.slots.log_sum[i * h_->n_heads] : nullptr;
+// Room for the queries of slot_positions_.
+void KvCache::make_slots(Layer & layer) const {
+    const size_t n_queries = slot_positions_.size() * h_->n_heads;
+    if (layer.slots.log_sum.size() != n_queries * sizeof(float)) {
+        layer.slots.q = Bytes(*device_, n_queries * h_->head_dim * sizeof(uint16_t));
+        layer.slots.log_sum = Bytes(*device_, n_queries * sizeof(float));
+        layer.slots.q.clear();  // files hold them all, used or not
+        layer.slots.log_sum.clear();
     }
 }
 
+ProbeSlots KvCache::show_slots(const Layer & layer) const {
+    if (slot_positions_.empty()) {
+        return {};
+    }
+    ProbeSlots slots = {std::vector<int32_t>(policy_->window_capacity(), -1), layer.slots.q.as<uint16_t>(),
+                        layer.slots.log_sum.as<float>()};
+    for (size_t i = 0; i < slot_positions_.size(); ++i) {
+        const int64_t row = slot_positions_[i] - (n_tokens_ - n_window_);
+        if (row < policy_->window_capacity()) {
+            slots.slot[row] = static_cast<int32_t>(i);
+        }
+    }
+    return slots;
+}
+
+// queries: room for them as f32, where the host reads them.
 Probes KvCache::recorded_probes(int index, std::vector<float> & queries) const {
-    const ProbeSlots & slots = layers_[index].slots;
+    const Slots & slots = layers_[index].slots;
     const int64_t width = int64_t(h_->n_heads) * h_->head_dim;
     Probes probes;
     for (size_t i = 0; i < slot_positions_.size(); ++i) {
         const int64_t row = slot_positions_[i] - (n_tokens_ - n_window_);
-        if (row >= 0 && row < n_window_) {
-            probes.row.push_back(row);
+        if (row < 0 || row >= n_window_) {
+            continue;
+        }
+        probes.row.push_back(row);
+        probes.slot.push_back(static_cast<int32_t>(i));
+        if (device_->is_host()) {
+            const float * log_sum = slots.log_sum.as<float>() + i * h_->n_heads;
             queries.resize(queries.size() + width);
-            ggml_fp16_to_fp32_row(&slots.q[i * width], &queries[queries.size() - width], width);
-            probes.log_sum.insert(probes.log_sum.end(), &slots.log_sum[i * h_->n_heads],
-                                  &slots.log_sum[i * h_->n_heads] + h_->n_heads);
+            ggml_fp16_to_fp32_row(slots.q.as<uint16_t>() + i * width, &queries[queries.size() - width], width);
+            probes.log_sum.insert(probes.log_sum.end(), log_sum, log_sum + h_->n_heads);
         }
     }
     probes.q = queries.data();
+    probes.slot_q = slots.q.as<uint16_t>();
+    probes.slot_log_sum = slots.log_sum.as<float>();
     return probes;
 }
 
@@ -330,7 +353,7 @@ void KvCache::compress_window(int index, const Parallel & parallel) {
     std::vector<float> queries;
     const Probes probes = recorded_probes(index, queries);
     Made made;
-    auto segment = Compressor(policy_, *h_, *norms_).compress(index, rows, 0, n, probes, layer.balance, parallel);
+    auto segment = codec_->compress(index, rows, 0, n, probes, layer.balance, parallel);
     made.balance = segment->balance;
     made.segment = SegmentUse{std::move(segment), n_tokens_ - n_window_, 0, n, nullptr};
     made.n_window = n_window_ - n;
@@ -353,11 +376,11 @@ void KvCache::make_room(const Parallel & parallel) {
         choose_slots();
     }
     grow_windows(n_window_ + 1);
-    aim_probes();
     for (int i = 0; i < h_->n_layers; ++i) {
         if (h_->window_of(i) > 0) {
             refresh(i);
         }
+        layers_[i].shown->begin_token(n_window_);
     }
 }
 
@@ -416,17 +439,18 @@ void KvCache::clear() {
     for (int i = 0; i < h_->n_layers; ++i) {
         Layer & layer = layers_[i];
         const ggml_zipcache_layer view = layer.view;
+        auto shown = std::move(layer.shown);
         layer = Layer();
         layer.view = view;
-        layer.view.probe_q = nullptr;
-        layer.view.probe_log_sum = nullptr;
+        layer.shown = std::move(shown);
+        layer.shown->keep_probes({});
         set_window(layer, Window());
         refresh(i);
     }
 }
 
 KvCache KvCache::clone() const {
-    KvCache copy(policy_, *h_, *norms_, n_ctx_);
+    KvCache copy(policy_, *h_, *device_, codec_, n_ctx_);
     if (n_tokens_ == 0) {
         return copy;
     }
@@ -439,9 +463,14 @@ KvCache KvCache::clone() const {
         Layer & to = copy.layers_[i];
         to.segments = from.segments;
         to.balance = from.balance;
-        to.slots = from.slots;
-        copy_rows(from.view.k, from.view.capacity, data_of(to.window.k), to.view.capacity, n_window_, *h_);
-        copy_rows(from.view.v, from.view.capacity, data_of(to.window.v), to.view.capacity, n_window_, *h_);
+        copy.make_slots(to);
+        if (to.slots.q.size() > 0) {
+            device_->copy(to.slots.q.as(), 0, from.slots.q.as(), 0, to.slots.q.size(), 1);
+            device_->copy(to.slots.log_sum.as(), 0, from.slots.log_sum.as(), 0, to.slots.log_sum.size(), 1);
+            to.shown->keep_probes(copy.show_slots(to));
+        }
+        copy_rows(from.view.k, from.view.capacity, data_of(to.window.k), to.view.capacity, n_window_);
+        copy_rows(from.view.v, from.view.capacity, data_of(to.window.v), to.view.capacity, n_window_);
         copy.refresh(i);
     }
     return copy;
@@ -451,7 +480,7 @@ size_t KvCache::compressed_bytes(const Layer & layer) const {
     size_t bytes = layer.balance && !layer.segments.empty() ? layer.balance->bytes() : 0;
     for (const SegmentUse & use : layer.segments) {
         bytes += use.segment->bytes() + sizeof(SegmentUse) + sizeof(ggml_zipcache_segment);
-        bytes += use.places ? use.places->size() * sizeof(uint16_t) : 0;
+        bytes += use.places ? use.places->size() : 0;
     }
     return bytes;
 }
@@ -462,8 +491,7 @@ KvStats KvCache::stats() const {
     for (const Layer & layer : layers_) {
         const size_t compressed = compressed_bytes(layer);
         stats.compressed_bytes += compressed;
-        stats.bytes += compressed + layer.window.bytes() + layer.slots.q.capacity() * sizeof(uint16_t) +
-                       layer.slots.log_sum.capacity() * sizeof(float);
+        stats.bytes += compressed + layer.window.bytes() + layer.slots.q.size() + layer.slots.log_sum.size();
         for (const SegmentUse & use : layer.segments) {
             stats.compressed_elements += width * use.segment->n_tokens;
             stats.elements += width * (use.last_seen - use.first_seen);

@@ -2,7 +2,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kv/compress.h"
+#include "kv/codec.h"
 #include "model/weights.h"
 
 namespace zipcache {
@@ -24,7 +24,7 @@ struct SegmentUse {
     std::shared_ptr<const Segment> segment;
     int64_t position = 0;  // in the context, of its first token
     int64_t first_seen = 0, last_seen = 0;
-    std::shared_ptr<const std::vector<uint16_t>> places;  // the token of each place, once some are not seen
+    std::shared_ptr<const Bytes> places;  // the token of each place, once some are not seen
 
     bool whole() const { return first_seen == 0 && last_seen == segment->n_tokens; }
 };
@@ -47,12 +47,14 @@ struct PrefillRows {
 // What a prefill or a compression makes stands aside until commit(), so that a failed or cancelled one costs nothing.
 class KvCache {
   public:
-    KvCache(std::shared_ptr<const Policy> policy, const HParams & h, OutputNorms & norms, int64_t n_ctx);
+    KvCache(std::shared_ptr<const Policy> policy, const HParams & h, Device & device,
+            std::shared_ptr<const SegmentCodec> codec, int64_t n_ctx);
     KvCache(KvCache &&) = default;
     KvCache & operator=(KvCache &&) = default;
 
     const Policy & policy() const { return *policy_; }
     const std::shared_ptr<const Policy> & shared_policy() const { return policy_; }
+    const std::shared_ptr<const SegmentCodec> & codec() const { return codec_; }
     int64_t size() const { return n_tokens_; }
     int64_t window_size() const { return n_window_; }  // uncompressed tokens
 
@@ -81,7 +83,7 @@ class KvCache {
     uint64_t version() const { return version_; }
     ggml_tensor * k(int layer) const { return layers_[layer].window.k; }  // [head_dim, capacity, n_kv_heads] f16
     ggml_tensor * v(int layer) const { return layers_[layer].window.v; }
-    const ggml_zipcache_layer * layer(int layer) const { return &layers_[layer].view; }
+    LayerView & view(int layer) const { return *layers_[layer].shown; }
 
     KvStats stats() const;
 
@@ -96,29 +98,32 @@ class KvCache {
         size_t bytes() const { return buffer ? ggml_backend_buffer_get_size(buffer.get()) : 0; }
     };
     // Queries of the decode steps that are probes of the next compression.
-    struct ProbeSlots {
-        std::vector<uint16_t> q;     // [n_slots, n_heads, head_dim] f16
-        std::vector<float> log_sum;  // [n_slots, n_heads]
+    struct Slots {
+        Bytes q;        // [n_slots, n_heads, head_dim] f16
+        Bytes log_sum;  // [n_slots, n_heads] f32
     };
     struct Made {  // by a prefill, until commit()
         std::optional<SegmentUse> segment;
         std::shared_ptr<const Balance> balance;
-        std::vector<uint16_t> k, v;  // [n_kv_heads, n_window, head_dim]
+        Bytes k, v;  // [n_kv_heads, n_window, head_dim] f16
         int64_t n_window = 0;
     };
     struct Layer {
         std::vector<SegmentUse> segments;
         std::vector<ggml_zipcache_segment> segment_views;
         Window window;
-        ProbeSlots slots;
+        Slots slots;
         std::shared_ptr<const Balance> balance;
         ggml_zipcache_layer view;
+        std::unique_ptr<LayerView> shown;  // `view`, as the device reads it
         std::optional<Made> made;
     };
 
     Window allocate(int64_t capacity) const;
+    int64_t whole_blocks(int64_t n_rows) const;
     void grow_windows(int64_t n_tokens);
     void set_window(Layer & layer, Window window) const;
+    void copy_rows(const uint16_t * from, int64_t from_stride, uint16_t * to, int64_t to_stride, int64_t n) const;
     void refresh(int layer);
     void hide(SegmentUse & use, int64_t first_seen, int64_t last_seen) const;
     PrefillRows copy_past(int layer, const Window & to, const Parallel & parallel) const;
@@ -126,12 +131,14 @@ class KvCache {
     void compress_window(int layer, const Parallel & parallel);
     Probes recorded_probes(int layer, std::vector<float> & queries) const;  // which hold them
     void choose_slots();
-    void aim_probes();
+    void make_slots(Layer & layer) const;
+    ProbeSlots show_slots(const Layer & layer) const;
     size_t compressed_bytes(const Layer & layer) const;
 
     std::shared_ptr<const Policy> policy_;
     const HParams * h_;  // of the model, which outlives its caches
-    OutputNorms * norms_;
+    Device * device_;
+    std::shared_ptr<const SegmentCodec> codec_;
     int64_t n_ctx_;
     int64_t n_tokens_ = 0;
     int64_t n_window_ = 0;

@@ -17,6 +17,11 @@ struct Probes {
     std::vector<float> log_sum;  // [n, n_heads]: log-sum-exp of each row's logits over all it saw; empty: its keys are
                                  // all at hand, so it can be found
     int64_t size() const { return static_cast<int64_t>(row.size()); }
+
+    // Of decode steps on a device that is not the host, instead of q and log_sum: where their slots lie.
+    std::vector<int32_t> slot;             // [n]: the slot of each
+    const uint16_t * slot_q = nullptr;     // [n_slots, n_heads, head_dim]
+    const float * slot_log_sum = nullptr;  // [n_slots, n_heads]
 };
 
 // Which of n_tokens new tokens are probes: rising indices in [0, n_tokens). The last one always is.

@@ -14,25 +14,11 @@ double distortion(int bits, double shrink) {
     return step * step / 12 + 0.05 * outside * outside;
 }
 
-struct Tier {
-    float k_error, v_error, bits;
-};
-
-std::vector<Tier> tiers_of(const ggml_zipcache_format & f) {
-    std::vector<Tier> tiers;
-    tiers.reserve(f.n_tiers);
-    for (int t = 0; t < f.n_tiers; ++t) {
-        tiers.push_back({float(distortion(f.k.bits[t], f.k.shrink[t])), float(distortion(f.v.bits[t], f.v.shrink[t])),
-                         float(f.k.bits[t] + f.v.bits[t])});
-    }
-    return tiers;
-}
-
-void choose(const std::vector<Tier> & tiers, const Costs & costs, float lambda, std::vector<uint8_t> & chosen) {
+void choose(const TierErrors & tiers, const Costs & costs, float lambda, std::vector<uint8_t> & chosen) {
     for (size_t i = 0; i < chosen.size(); ++i) {
         float best = INFINITY;
-        for (size_t t = 0; t < tiers.size(); ++t) {
-            const float cost = costs.k[i] * tiers[t].k_error + costs.v[i] * tiers[t].v_error + lambda * tiers[t].bits;
+        for (size_t t = 0; t < tiers.bits.size(); ++t) {
+            const float cost = costs.k[i] * tiers.k[t] + costs.v[i] * tiers.v[t] + lambda * tiers.bits[t];
             if (cost < best) {
                 best = cost;
                 chosen[i] = static_cast<uint8_t>(t);
@@ -43,8 +29,18 @@ void choose(const std::vector<Tier> & tiers, const Costs & costs, float lambda, 
 
 }  // namespace
 
+TierErrors tier_errors(const ggml_zipcache_format & f) {
+    TierErrors tiers;
+    for (int t = 0; t < f.n_tiers; ++t) {
+        tiers.k.push_back(float(distortion(f.k.bits[t], f.k.shrink[t])));
+        tiers.v.push_back(float(distortion(f.v.bits[t], f.v.shrink[t])));
+        tiers.bits.push_back(float(f.k.bits[t] + f.v.bits[t]));
+    }
+    return tiers;
+}
+
 std::vector<uint8_t> water_fill(const ggml_zipcache_format & f, const Costs & costs, double budget) {
-    const auto tiers = tiers_of(f);
+    const TierErrors tiers = tier_errors(f);
     std::vector<uint8_t> chosen(costs.k.size());
     const double elements = 2.0 * double(costs.k.size()) * f.head_dim;
     auto fits = [&](float lambda) {

@@ -1,5 +1,7 @@
 #include "model/weights.h"
 
+#include <algorithm>
+
 #include "common/error.h"
 #include "common/mapped_file.h"
 #include "ggml-cpu.h"
@@ -54,7 +56,8 @@ ggml_backend_buffer_type_t preferred_layout(ggml_type type, int64_t n_columns, i
     return nullptr;
 }
 
-Weights::Weights(std::shared_ptr<const GgufFile> file, bool repack) : file_(std::move(file)), repack_(repack) {
+Weights::Weights(std::shared_ptr<const GgufFile> file, const WeightsPlace & place)
+    : file_(std::move(file)), place_(place) {
     // a tied embedding is requested twice
     context_.reset(ggml_init({(2 * file_->tensors().size() + 8) * ggml_tensor_overhead(), nullptr, true}));
     // ggml only reads weights; the mapping itself is read-only
@@ -96,8 +99,21 @@ ggml_tensor * Weights::plain(const std::string & name, const std::vector<int64_t
         throw ModelError("tensor " + name + " is " + ggml_type_name(source->type) +
                          "; accepted: " + (shape.size() == 1 ? "f32" : "a type that the CPU backend computes"));
     }
+    if (place_.device) {
+        return on_device(*source);
+    }
     ggml_tensor * tensor = new_tensor(*source);
     use_in_place(tensor, *source);
+    return tensor;
+}
+
+// A tied embedding serves twice.
+ggml_tensor * Weights::on_device(const GgufTensor & source) {
+    ggml_tensor *& tensor = on_device_[&source];
+    if (!tensor) {
+        tensor = new_tensor(source);
+        device_bytes_ += ggml_backend_buft_get_alloc_size(place_.device->memory(), tensor);
+    }
     return tensor;
 }
 
@@ -120,6 +136,9 @@ const GgufTensor * Weights::request_matrix(const std::string & name, const std::
 
 ggml_tensor * Weights::experts(const std::string & name, const std::vector<int64_t> & shape) {
     const GgufTensor * source = request_matrix(name, shape, true);
+    if (place_.device) {
+        return on_device(*source);
+    }
     ggml_tensor * tensor = new_tensor(*source);
     use_in_place(tensor, *source);
     return tensor;
@@ -130,7 +149,10 @@ ggml_tensor * Weights::matrix(const std::string & name, const std::vector<int64_
     if (!source) {
         return nullptr;
     }
-    auto layout = repack_ ? preferred_layout(source->type, source->ne[0], source->ne[1]) : nullptr;
+    if (place_.device) {
+        return on_device(*source);
+    }
+    auto layout = place_.repack ? preferred_layout(source->type, source->ne[0], source->ne[1]) : nullptr;
     ggml_tensor * tensor = new_tensor(*source);
     if (!layout) {
         use_in_place(tensor, *source);
@@ -141,7 +163,28 @@ ggml_tensor * Weights::matrix(const std::string & name, const std::vector<int64_
     return tensor;
 }
 
+void Weights::send(const Progress & progress) {
+    device_buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(context_.get(), place_.device->memory()));
+    if (!device_buffer_) {
+        throw ModelError(place_.device->name() + " has not the memory for " + std::to_string(device_bytes_ >> 20) +
+                         " MiB of weights");
+    }
+    ggml_backend_buffer_set_usage(device_buffer_.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    size_t done = 0;
+    for (const auto & [source, tensor] : on_device_) {
+        place_.device->write(tensor->data, source->data, source->nbytes);
+        done += source->nbytes;
+        if (progress) {
+            progress(std::min(1.0f, float(done) / float(device_bytes_)));
+        }
+    }
+}
+
 void Weights::load(const Progress & progress) {
+    if (place_.device) {
+        send(progress);
+        return;
+    }
     size_t done = 0;
     for (const Repacked & item : repacked_) {
         GgmlBuffer buffer(

@@ -1,24 +1,15 @@
 #pragma once
 #include <functional>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
 #include <vector>
 
-#include "ggml-backend.h"
-#include "ggml.h"
+#include "device/device.h"
 #include "model/gguf_file.h"
 
 namespace zipcache {
-
-struct GgmlContextDeleter {
-    void operator()(ggml_context * context) const { ggml_free(context); }
-};
-struct GgmlBufferDeleter {
-    void operator()(ggml_backend_buffer_t buffer) const { ggml_backend_buffer_free(buffer); }
-};
-using GgmlContext = std::unique_ptr<ggml_context, GgmlContextDeleter>;
-using GgmlBuffer = std::unique_ptr<ggml_backend_buffer, GgmlBufferDeleter>;
 
 // The weights of one layer. An architecture fills what it has; the rest stays null.
 struct LayerWeights {
@@ -49,11 +40,16 @@ struct LayerWeights {
 // Called with 0..1 as work goes on; an exception stops the work and reaches the caller.
 using Progress = std::function<void(float)>;
 
-// The model's tensors. Data stay in the mapped file, except what ggml repacks into a faster layout.
+// Where weights go.
+struct WeightsPlace {
+    Device * device = nullptr;  // that holds and multiplies them; null: the host
+    bool repack = true;         // the host: use ggml's repacked layouts where it has one for a tensor's type
+};
+
+// The model's tensors. On the host, data stay in the mapped file, except what ggml repacks into a faster layout.
 class Weights {
   public:
-    // repack: use ggml's repacked layouts where it has one for a tensor's type
-    Weights(std::shared_ptr<const GgufFile> file, bool repack);
+    Weights(std::shared_ptr<const GgufFile> file, const WeightsPlace & place);
 
     // A tensor that only feeds matrix products, so its layout is free; null if missing and not required.
     ggml_tensor * matrix(const std::string & name, const std::vector<int64_t> & shape, bool required = true);
@@ -61,11 +57,12 @@ class Weights {
     ggml_tensor * experts(const std::string & name, const std::vector<int64_t> & shape);
     // A tensor read as it is: norms, biases, embeddings, RoPE factors.
     ggml_tensor * plain(const std::string & name, const std::vector<int64_t> & shape, bool required = true);
-    // Allocates and fills the repacked tensors. Call once, after the last request.
+    // Allocates and fills the repacked tensors, or those of the device. Call once, after the last request.
     void load(const Progress & progress);
 
     size_t mapped_bytes() const { return mapped_bytes_; }      // bytes used in place
     size_t repacked_bytes() const { return repacked_bytes_; }  // bytes copied into another layout
+    size_t device_bytes() const { return device_bytes_; }      // bytes copied to the device
 
   private:
     struct Repacked {
@@ -78,16 +75,21 @@ class Weights {
                                       bool required) const;
     ggml_tensor * new_tensor(const GgufTensor & source);
     void use_in_place(ggml_tensor * tensor, const GgufTensor & source);
+    ggml_tensor * on_device(const GgufTensor & source);
+    void send(const Progress & progress);
 
     std::shared_ptr<const GgufFile> file_;
-    bool repack_;
+    WeightsPlace place_;
     GgmlContext context_;
     GgmlBuffer mapping_;
     std::vector<GgmlBuffer> repack_buffers_;
     std::vector<Repacked> repacked_;
     std::set<const GgufTensor *> in_place_;
+    std::map<const GgufTensor *, ggml_tensor *> on_device_;
+    GgmlBuffer device_buffer_;
     size_t mapped_bytes_ = 0;
     size_t repacked_bytes_ = 0;
+    size_t device_bytes_ = 0;
 };
 
 // The layout that ggml's CPU backend prefers for products with this matrix, or null: the file's own is used.

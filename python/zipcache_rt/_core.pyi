@@ -24,6 +24,9 @@ def ggml_build() -> dict[str, Any]:
     """{"version", "commit", "source": "wheel" | "source", "features": {"AVX2": True, ...},
     "kernels": "ref" | "avx2" | "avx512" | "vnni" | "neon" | "dotprod"}"""
 
+def cuda_devices() -> dict[str, Any]:
+    """{"descriptions": of cuda:0, cuda:1, ..., "missing": why there are none, or ""}"""
+
 def quantize(values: NDArray[np.float32], type: int, threads: int, name: str) -> NDArray[np.uint8]:
     """[n_rows, n_columns] -> [n_rows, bytes of a row] in ggml's type of that number; threads: 0 for one a core."""
 

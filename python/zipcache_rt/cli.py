@@ -42,11 +42,16 @@ def harmless(text: str) -> str:
 
 def add_model_options(parser: argparse.ArgumentParser, *, kv: bool = True) -> None:
     parser.add_argument("model", nargs="?", type=Path, help="a GGUF file; left out: the demo package's model")
+    add_device_option(parser)
     parser.add_argument("--threads", type=int, help="threads to compute with (default: one a core)")
     parser.add_argument("--ctx", type=int, help="most tokens the context holds (default: what the model allows)")
     if kv:
         add_kv_option(parser)
     parser.add_argument("--no-repack", action="store_true", help="run weights as the file lays them out")
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
 
 
 def add_kv_option(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +146,7 @@ def machine() -> str:
 def open_model(args: argparse.Namespace) -> Model:
     path = args.model or demo_model()
     with progress_bar(f"Loading {path.name}") as progress:
-        return Model(path, threads=args.threads, progress=progress, repack=not args.no_repack)
+        return Model(path, device=args.device, threads=args.threads, progress=progress, repack=not args.no_repack)
 
 
 def open_session(args: argparse.Namespace) -> Session:

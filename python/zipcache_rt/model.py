@@ -30,10 +30,11 @@ class ModelInfo:
     head_dim: int
     n_ctx_train: int  # tokens
     sliding_window: int  # tokens that sliding-window layers see; 0: no such layers
-    device: str
+    device: str  # "cpu", "cuda:0", ...
     threads: int
     weights_mapped: int  # bytes used in place
     weights_repacked: int  # bytes copied into a faster layout
+    weights_device: int  # bytes copied to the device
     has_tokenizer: bool
     add_bos: bool
     bos_token: str
@@ -53,8 +54,9 @@ def _info(found: Mapping[str, Any]) -> ModelInfo:
 class Model:
     """A GGUF model, ready to run; a context manager.
 
-    path: the file. device: "auto" or "cpu". threads: None for one a core. progress: called with 0..1 while weights are
-    laid out; an exception it raises stops the load. repack: use ggml's faster weight layouts where it has one.
+    path: the file. device: "cpu", "cuda" (the first GPU), "cuda:1", ..., or "auto": a GPU where there is one. threads:
+    None for one a core. progress: called with 0..1 while weights are laid out; an exception it raises stops the load.
+    repack: on the CPU, use ggml's faster weight layouts where it has one.
 
     Raises FileError (cannot be read, not GGUF, damaged), ModelError (cannot be run here), ArgumentError.
     """

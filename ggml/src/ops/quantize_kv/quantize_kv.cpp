@@ -317,11 +317,13 @@ size_t ggml_zipcache_segment_bytes(const ggml_zipcache_format * format, int64_t 
     return Plan(*format, n_tokens, tier).n_bytes;
 }
 
-void ggml_zipcache_quantize_kv_begin(const ggml_zipcache_format * format, const ggml_zipcache_rows * rows,
-                                     uint8_t * to) {
-    const auto & f = *format;
-    const int64_t n = rows->n_tokens;
-    const Plan plan(f, n, rows->tier);
+size_t ggml_zipcache_block_bytes(const ggml_zipcache_format * format, int tier, int64_t n_tokens) {
+    const bool empty = n_tokens == 0 || evicts(*format, tier);
+    return empty ? 0 : BlockLayout(*format, tier, tile_places(n_tokens)).size;
+}
+
+int64_t zipcache::format::begin_segment(const ggml_zipcache_format & f, int64_t n, const uint8_t * tier, uint8_t * to) {
+    const Plan plan(f, n, tier);
     std::memset(to, 0, plan.n_bytes);
     const SegmentHeader header = {kMagic, static_cast<uint32_t>(n), static_cast<uint32_t>(plan.n_bytes),
                                   static_cast<uint32_t>(plan.n_places)};
@@ -332,9 +334,16 @@ void ggml_zipcache_quantize_kv_begin(const ggml_zipcache_format * format, const 
     for (int order = 0; bits > 0 && order < n_orders(f); ++order) {
         uint8_t * tags = to + layout.tags + order * tag_bytes(f, n);
         for (int64_t t = 0; t < n; ++t) {
-            tags[t * bits / 8] |= static_cast<uint8_t>(rows->tier[order * n + t] << (t * bits % 8));
+            tags[t * bits / 8] |= static_cast<uint8_t>(tier[order * n + t] << (t * bits % 8));
         }
     }
+    return plan.n_bytes;
+}
+
+void ggml_zipcache_quantize_kv_begin(const ggml_zipcache_format * format, const ggml_zipcache_rows * rows,
+                                     uint8_t * to) {
+    const auto & f = *format;
+    begin_segment(f, rows->n_tokens, rows->tier, to);
     for (bool key : {true, false}) {
         if (spans_heads(f, key ? f.k : f.v)) {
             write_shared_params(f, *rows, key, to);

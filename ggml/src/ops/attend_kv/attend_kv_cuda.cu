@@ -1,0 +1,82 @@
+#include "attend_kv_launch.h"
+
+#include <cuda_fp16.h>
+
+#include "cuda/launch.h"
+
+namespace zipcache::cuda {
+namespace {
+
+// Items that a KV head makes.
+int passes(const ggml_zipcache_cuda_attend_args & a) {
+    return (a.n_heads / a.n_kv_heads + kRows - 1) / kRows;
+}
+
+const char * attend_error(const ggml_zipcache_cuda_attend_args & a) {
+    if (a.n_kv_heads < 1 || a.n_heads % a.n_kv_heads != 0 || a.n_heads / a.n_kv_heads < 1 ||
+        a.n_heads / a.n_kv_heads > 16) {
+        return "attend_kv got query heads that don't fit the KV heads; accepted: 1 to 16 for each";
+    }
+    if (a.n_sequences < 1 || int64_t(a.n_sequences) * a.n_kv_heads * passes(a) > kMaxItems) {
+        return "attend_kv got too few or too many sequences; accepted: from 1, and up to 4096 KV heads of all together";
+    }
+    return nullptr;
+}
+
+__global__ void append(ggml_zipcache_cuda_attend_args a, const float * k, const float * v) {
+    const auto & s = a.sequences[blockIdx.y];
+    const int head = blockIdx.x, n = *s.n_tokens;
+    const int64_t from = (int64_t(blockIdx.y) * a.n_kv_heads + head) * a.head_dim;
+    const int64_t to = (head * s.capacity + n - 1) * a.head_dim;
+    for (int c = threadIdx.x; n > 0 && c < a.head_dim; c += blockDim.x) {
+        const_cast<uint16_t *>(s.k)[to + c] = __half_as_ushort(__float2half_rn(k[from + c]));
+        const_cast<uint16_t *>(s.v)[to + c] = __half_as_ushort(__float2half_rn(v[from + c]));
+    }
+}
+
+}  // namespace
+}  // namespace zipcache::cuda
+
+const char * ggml_zipcache_cuda_append_kv(const ggml_zipcache_cuda_attend_args * args, const float * k, const float * v,
+                                          void * stream) {
+    using namespace zipcache::cuda;
+    if (const char * error = attend_error(*args)) {
+        return error;
+    }
+    append<<<dim3(args->n_kv_heads, args->n_sequences), 128, 0, static_cast<cudaStream_t>(stream)>>>(*args, k, v);
+    return launch_error();
+}
+
+size_t ggml_zipcache_cuda_attend_kv_workspace(const ggml_zipcache_cuda_attend_args * args) {
+    using namespace zipcache::cuda;
+    if (attend_error(*args)) {
+        return 0;
+    }
+    const int64_t n_items = int64_t(args->n_sequences) * args->n_kv_heads * passes(*args);
+    return kMaxItems * sizeof(uint32_t) +
+           size_t(Device().multiprocessors + n_items) * kRows * size_t(args->head_dim + 2) * sizeof(float);
+}
+
+const char * ggml_zipcache_cuda_attend_kv(const ggml_zipcache_cuda_attend_args * args, void * workspace,
+                                          size_t workspace_bytes, void * stream) {
+    using namespace zipcache::cuda;
+    if (const char * error = attend_error(*args)) {
+        return error;
+    }
+    if (workspace_bytes < ggml_zipcache_cuda_attend_kv_workspace(args)) {
+        return "attend_kv got a workspace that is too small; accepted: ggml_zipcache_cuda_attend_kv_workspace()";
+    }
+    const int n_passes = passes(*args), n_items = args->n_sequences * args->n_kv_heads * n_passes;
+    auto * arrived = static_cast<uint32_t *>(workspace);
+    const AttendParams p = {*args, n_passes, n_items, arrived, reinterpret_cast<float *>(arrived + kMaxItems)};
+    const auto at = static_cast<cudaStream_t>(stream);
+    const bool any = args->any_format;
+    switch (args->head_dim) {
+        case 64: return any ? launch_attend_64_any(p, at) : launch_attend_64(p, at);
+        case 80: return any ? launch_attend_80_any(p, at) : launch_attend_80(p, at);
+        case 96: return any ? launch_attend_96_any(p, at) : launch_attend_96(p, at);
+        case 128: return any ? launch_attend_128_any(p, at) : launch_attend_128(p, at);
+        case 256: return any ? launch_attend_256_any(p, at) : launch_attend_256(p, at);
+        default: return "attend_kv got a head_dim that it has no kernel for; accepted: 64, 80, 96, 128, 256";
+    }
+}

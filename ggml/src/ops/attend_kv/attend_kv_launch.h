@@ -1,0 +1,43 @@
+#pragma once
+// What attend_kv hands to the kernel of a head_dim. Each has a file of its own, to be compiled side by side.
+#include <cuda_runtime.h>
+
+#include "ggml-zipcache-cuda.h"
+
+namespace zipcache::cuda {
+
+constexpr int kRows = 8;  // query heads that a unit is read for: a pass; their rounding takes the other 8 rows
+constexpr int kMaxItems = 4096;
+
+struct AttendParams {
+    ggml_zipcache_cuda_attend_args a;
+    int n_passes;        // items of a KV head
+    int n_items;         // [n_sequences, n_kv_heads, n_passes]
+    uint32_t * arrived;  // [n_items]: parts of an item that are done; zeros between launches
+    float * partial;     // [gridDim + n_items, kRows, head_dim + 2]: unnormalized output, maximum, sum
+};
+
+struct Device {
+    int multiprocessors = 1, shared_bytes = 0;  // of a block of threads, at most
+
+    Device() {
+        int device = 0;
+        cudaGetDevice(&device);
+        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+        cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    }
+};
+
+// Any: whatever the segments' formats; else those that ggml_zipcache_cuda_is_common() tells.
+const char * launch_attend_64(const AttendParams & p, cudaStream_t stream);
+const char * launch_attend_64_any(const AttendParams & p, cudaStream_t stream);
+const char * launch_attend_80(const AttendParams & p, cudaStream_t stream);
+const char * launch_attend_80_any(const AttendParams & p, cudaStream_t stream);
+const char * launch_attend_96(const AttendParams & p, cudaStream_t stream);
+const char * launch_attend_96_any(const AttendParams & p, cudaStream_t stream);
+const char * launch_attend_128(const AttendParams & p, cudaStream_t stream);
+const char * launch_attend_128_any(const AttendParams & p, cudaStream_t stream);
+const char * launch_attend_256(const AttendParams & p, cudaStream_t stream);
+const char * launch_attend_256_any(const AttendParams & p, cudaStream_t stream);
+
+}  // namespace zipcache::cuda

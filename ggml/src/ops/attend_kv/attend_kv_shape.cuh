@@ -1,0 +1,253 @@
+#pragma once
+// What all parts of the attend_kv kernel share. One warp works on one unit at a time: a block of a segment, or 32
+// tokens of the window. Lane l has row l / 4 (a query head) and quarter l % 4, as in a C fragment of mma.m16n8k32.
+#include "attend_kv_launch.h"
+#include "cuda/ptx.cuh"
+#include "cuda_index.h"
+#include "ggml-zipcache-cuda.h"
+
+namespace zipcache::cuda {
+
+constexpr int kWindowTokens = 32;  // of a unit
+constexpr float kMost = 32000;     // of a query or a probability as an integer of 16 bits
+// 1.5 * 2^23: a float's low bits are then an integer; 128 rounds its high byte
+constexpr float kMagic = 12582912 + 128;
+constexpr float kTop = format::kTopRange;
+constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kShare = kMost / kTop;      // the largest factor of an 8-bit range: their product is an integer
+constexpr float kLog2Share = -0.98838930f;  // its logarithm
+
+template <int D>
+struct Shape {
+    static constexpr int kRegs = D / 8;     // of 16 places; also the tiles of 8 channels
+    static constexpr int kSteps = D / 16;   // of 16 channels
+    static constexpr int kQuarter = D / 4;  // channels of a lane
+    static constexpr int kSlot = 72 * D;    // bytes of half a unit: 8-bit codes, parameters by 32 channels
+    static constexpr int kWarps = D >= 256 ? 6 : D >= 128 ? 12 : 16;  // at most: as many as shared memory takes
+    static constexpr int kRedStride = D + 8;                          // floats; spreads the rows over the banks
+    static constexpr int kQueries = kRows * D * int(sizeof(float));
+
+    // Shared memory of a block of so many warps: two slots each; the queries, later their sums; a record for each.
+    static constexpr int ring_bytes(int n_warps) { return n_warps * 2 * kSlot; }
+    static constexpr int shared_bytes(int n_warps) {
+        return ring_bytes(n_warps) + kQueries + n_warps * int(sizeof(HeadRecord));
+    }
+};
+
+// The f32 whose integer kMagic put in its low bits: four of them as the bytes of high and of low halves.
+__device__ __forceinline__ void pack_bytes(const float (&x)[4], uint32_t & high, uint32_t & low) {
+    const uint32_t a = __float_as_uint(x[0]), b = __float_as_uint(x[1]);
+    const uint32_t c = __float_as_uint(x[2]), d = __float_as_uint(x[3]);
+    const uint32_t ab = __byte_perm(a, b, 0x5140), cd = __byte_perm(c, d, 0x5140);  // low a, low b, high a, high b
+    low = __byte_perm(ab, cd, 0x5410) ^ 0x80808080u;
+    high = __byte_perm(ab, cd, 0x7632);
+}
+
+// 1 + range_of() of byte `i` of a word.
+__device__ __forceinline__ float above_range(uint32_t word, int i) {
+    return __uint_as_float(__byte_perm(word, 0, 0x4440 + i) * (1u << 19) + (127u << 23));
+}
+
+__device__ __forceinline__ float range_at(uint32_t word, int i) {
+    return above_range(word, i) - 1.0f;
+}
+
+// A BlockRef in registers.
+struct Ref {
+    uint4 a, b;
+
+    __device__ __forceinline__ const uint8_t * data() const {
+        return reinterpret_cast<const uint8_t *>(uint64_t(a.y) << 32 | a.x);
+    }
+    __device__ __forceinline__ uint32_t place() const { return a.z; }
+    __device__ __forceinline__ uint32_t segment() const { return a.w & 0xFFFF; }
+    __device__ __forceinline__ int tier() const { return int(a.w >> 16 & 0xFF); }
+    __device__ __forceinline__ int n() const { return int(a.w >> 24); }
+    __device__ __forceinline__ int n_steps() const { return (n() + kStep - 1) / kStep; }
+    __device__ __forceinline__ uint32_t k_params() const { return (b.x & 0xFFFF) * kAlign; }
+    __device__ __forceinline__ uint32_t v_codes() const { return (b.x >> 16) * kAlign; }
+    __device__ __forceinline__ uint32_t v_params() const { return (b.y & 0xFFFF) * kAlign; }
+    __device__ __forceinline__ uint32_t size() const { return (b.y >> 16) * kAlign; }
+    __device__ __forceinline__ int k_bits() const { return int(b.z & 0xFF); }
+    __device__ __forceinline__ int v_bits() const { return int(b.z >> 8 & 0xFF); }
+    __device__ __forceinline__ uint32_t v_pairs() const { return b.w; }
+};
+static_assert(sizeof(Ref) == sizeof(BlockRef));
+
+// Halves of a 16-bit integer meet the codes in rows of their own.
+__device__ __forceinline__ float whole(int high, int low) {
+    return static_cast<float>(high * 256 + low);
+}
+
+// The dynamic shared memory by byte offsets: a pointer that went through a struct is no longer known to be shared.
+__device__ __forceinline__ uint8_t * shared_bytes() {
+    extern __shared__ __align__(128) uint8_t shared_memory[];
+    return shared_memory;
+}
+
+template <class T>
+__device__ __forceinline__ const T & in_shared(uint32_t offset) {
+    return *reinterpret_cast<const T *>(shared_bytes() + offset);
+}
+
+// A lane's words of 16 places of a plane.
+template <int W, int D>
+__device__ __forceinline__ void load_words(uint32_t plane, int step, int lane, uint32_t (&words)[lane_words(D, W)]) {
+    constexpr int kN = lane_words(D, W), kV = vector_words(kN);
+    const uint32_t at = plane + (step * kN * kLanes + lane * kV) * 4;
+#pragma unroll
+    for (int i = 0; i < kN; i += kV) {
+        if constexpr (kV == 4) {
+            const uint4 v = in_shared<uint4>(at + i * kLanes * 4);
+            words[i] = v.x;
+            words[i + 1] = v.y;
+            words[i + 2] = v.z;
+            words[i + 3] = v.w;
+        } else if constexpr (kV == 2) {
+            const uint2 v = in_shared<uint2>(at + i * kLanes * 4);
+            words[i] = v.x;
+            words[i + 1] = v.y;
+        } else {
+            words[i] = in_shared<uint32_t>(at + i * kLanes * 4);
+        }
+    }
+}
+
+// Adds the codes of a plane to registers [first, first + N), its bits from `low` on.
+template <int W, int D, int N>
+__device__ __forceinline__ void add_plane(const uint32_t (&words)[lane_words(D, W)], int first, int low,
+                                          uint32_t (&regs)[N]) {
+    constexpr uint32_t kMask = 0x01010101u * ((1u << W) - 1);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        const int shift = (first + i) % (8 / W) * W - low;
+        const uint32_t word = words[(first + i) / (8 / W)];
+        regs[i] |= (shift >= 0 ? word >> shift : word << -shift) & (kMask << low);
+    }
+}
+
+// Registers [first, first + N) of places [16 step, 16 step + 16) of a block of n_steps times 16. What is loaded and not
+// used falls away when it is compiled.
+template <int Bits, int D, int N>
+__device__ __forceinline__ void unpack(uint32_t codes, int n_steps, int step, int lane, int first,
+                                       uint32_t (&regs)[N]) {
+    if constexpr (Bits == 8) {
+        uint32_t words[lane_words(D, 8)];
+        load_words<8, D>(codes, step, lane, words);
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            regs[i] = words[first + i];
+        }
+    } else {
+        constexpr bool k4 = Bits & 4, k2 = Bits & 2, k1 = Bits & 1;
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            regs[i] = 0;
+        }
+        if constexpr (k4) {
+            uint32_t words[lane_words(D, 4)];
+            load_words<4, D>(codes, step, lane, words);
+            add_plane<4, D>(words, first, 0, regs);
+            codes += n_steps * lane_words(D, 4) * kLanes * 4;
+        }
+        if constexpr (k2) {
+            uint32_t words[lane_words(D, 2)];
+            load_words<2, D>(codes, step, lane, words);
+            add_plane<2, D>(words, first, k4 ? 4 : 0, regs);
+            codes += n_steps * lane_words(D, 2) * kLanes * 4;
+        }
+        if constexpr (k1) {
+            uint32_t words[lane_words(D, 1)];
+            load_words<1, D>(codes, step, lane, words);
+            add_plane<1, D>(words, first, (k4 ? 4 : 0) + (k2 ? 2 : 0), regs);
+        }
+    }
+}
+
+template <int N>
+struct Int {
+    static constexpr int value = N;
+};
+
+// Calls body(Int<bits>): the code's length as a constant.
+template <class Body>
+__device__ __forceinline__ void with_bits(int bits, Body && body) {
+    switch (bits) {
+        case 1: body(Int<1>()); break;
+        case 2: body(Int<2>()); break;
+        case 3: body(Int<3>()); break;
+        case 4: body(Int<4>()); break;
+        case 5: body(Int<5>()); break;
+        case 6: body(Int<6>()); break;
+        case 7: body(Int<7>()); break;
+        default: body(Int<8>()); break;
+    }
+}
+
+struct Param {
+    float scale, min;
+};
+
+// As format::Params::at, of parameters of tokens. kind is uniform over the warp.
+struct TokenParams {
+    const uint8_t * data;
+    int kind, n;                  // entries
+    float unit, step, low, bias;  // of the range; shrink / (2^b - 1); shrink / 2; 2^(b - 1)
+
+    // A call, not inlined: formats that need it many times are rare, and code that is not run has its cost.
+    __device__ __noinline__ Param at(int i) const {
+        if (kind == GGML_ZIPCACHE_PARAMS_F16_PAIR) {
+            const float2 p = __half22float2(reinterpret_cast<const __half2 *>(data)[i]);
+            return {p.x, p.y};
+        }
+        if (kind == GGML_ZIPCACHE_PARAMS_F16_SCALE) {
+            const float scale = __half2float(reinterpret_cast<const __half *>(data)[i]);
+            return {scale, -bias * scale};
+        }
+        const float range = range_at(data[i], 0) * unit;
+        const float middle =
+            kind == GGML_ZIPCACHE_PARAMS_F8_PAIR ? float(static_cast<int8_t>(data[n + i])) * (1.0f / 256) : 0.0f;
+        return {range * step, range * (middle - low)};
+    }
+};
+
+__device__ __forceinline__ TokenParams token_params(const uint8_t * data, int kind, int n, float unit, float shrink,
+                                                    int bits) {
+    return {data, kind, n, unit, shrink / float((1 << bits) - 1), shrink / 2, float(1 << bits) / 2};
+}
+
+// Walsh-Hadamard over a lane's and its quad's channels. kIn: bits of the channel that number registers below the
+// quarter's two; x [N], the registers of a lane: register i has channel i >> kIn << (kIn + 2) | quarter << kIn |
+// i % (1 << kIn).
+template <int kIn, int N>
+__device__ __forceinline__ void quad_hadamard(float (&x)[N], int size, float norm) {
+#pragma unroll
+    for (int half = 1; half < N; half *= 2) {
+        const int span = half < (1 << kIn) ? half : half * 4;  // of channels
+        if (span < size) {
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                if (!(i & half) && (i | half) < N) {
+                    const float a = x[i], b = x[i | half];
+                    x[i] = a + b;
+                    x[i | half] = a - b;
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int lane_bit = 1; lane_bit <= 2; lane_bit *= 2) {
+        const bool upper = threadIdx.x & lane_bit;
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            const float other = __shfl_xor_sync(~0u, x[i], lane_bit);
+            x[i] = upper ? other - x[i] : x[i] + other;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        x[i] *= norm;
+    }
+}
+
+}  // namespace zipcache::cuda

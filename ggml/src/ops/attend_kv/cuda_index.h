@@ -1,0 +1,83 @@
+#pragma once
+// The table by which attend_kv finds the blocks of a layer of a sequence; index_kv writes it, all on the device.
+//
+//   IndexHeader
+//   n_blocks  [n_kv_heads] u32
+//   cost      [n_kv_heads] u32: of all blocks of a head, see block_cost
+//   start     [n_kv_heads, kQuanta + 1] u32: the first block at or behind each of kQuanta equal shares of the cost
+//   before    [n_kv_heads, max_segments + 1] Before: of all earlier segments
+//   records   [max_segments, n_kv_heads] HeadRecord
+//   blocks    [n_kv_heads, max_blocks] BlockRef
+#include "cuda_layout.h"
+
+namespace zipcache::cuda {
+
+constexpr int kQuanta = 1024;
+
+// Bytes, and what a block costs whatever its bytes: its parameters, softmax, merging.
+constexpr uint32_t block_cost(int64_t bytes) {
+    return static_cast<uint32_t>(bytes) + 2560;
+}
+
+struct Before {
+    uint32_t blocks, cost;
+};
+
+// Divisors and rotation: the space in which rows are stored.
+struct Space {
+    const float * divisor;  // [n_kv_heads, head_dim] or, in a HeadRecord, [head_dim]; NULL: ones
+    int32_t rotate;
+    int32_t same;  // of a header: all segments share it
+};
+
+struct IndexHeader {
+    Space k, v;
+    uint64_t records, blocks;  // offsets from the start of the index; those of the parts before follow from n_kv_heads
+    uint32_t max_segments, max_blocks;
+};
+
+// What one head of a segment has for all its blocks.
+struct alignas(16) HeadRecord {
+    Space k, v;
+    const uint8_t * k_params;  // of scope `segment`: [n_sets] of [head_dim]
+    const uint8_t * v_params;
+    const format::Pair * k_shared;  // [n_places]
+    const uint16_t * position;      // [max_places] or NULL
+    uint32_t first_seen, last_seen;
+    format::HeadUnits units;
+    uint8_t k_scope, k_kind, v_scope, v_kind;
+    uint16_t k_block, v_block;  // channels that share a token's parameters, at most head_dim
+    uint8_t k_shared_heads;
+    float k_shrink[format::kMaxTiers], v_shrink[format::kMaxTiers];
+};
+
+struct BlockRef {
+    const uint8_t * data;
+    uint32_t place;  // its first, in the head
+    uint16_t segment;
+    uint8_t tier;
+    uint8_t n;                                   // tokens
+    uint16_t k_params, v_codes, v_params, size;  // in units of kAlign
+    uint8_t k_bits, v_bits;
+    uint16_t unused;
+    uint32_t v_pairs;  // bytes from the values' parameters that all heads share back from `data`; 0: there are none
+};
+static_assert(sizeof(BlockRef) == 32);
+
+struct IndexLayout {
+    int64_t n_blocks, cost, start, before, records, blocks, size;
+};
+
+constexpr IndexLayout index_layout(int n_kv_heads, int max_segments, int64_t max_blocks) {
+    IndexLayout l = {};
+    l.n_blocks = align(sizeof(IndexHeader));
+    l.cost = align(l.n_blocks + n_kv_heads * int64_t(sizeof(uint32_t)));
+    l.start = align(l.cost + n_kv_heads * int64_t(sizeof(uint32_t)));
+    l.before = align(l.start + n_kv_heads * int64_t(kQuanta + 1) * int64_t(sizeof(uint32_t)));
+    l.records = align(l.before + n_kv_heads * int64_t(max_segments + 1) * int64_t(sizeof(Before)));
+    l.blocks = align(l.records + int64_t(max_segments) * n_kv_heads * int64_t(sizeof(HeadRecord)));
+    l.size = l.blocks + n_kv_heads * max_blocks * int64_t(sizeof(BlockRef));
+    return l;
+}
+
+}  // namespace zipcache::cuda

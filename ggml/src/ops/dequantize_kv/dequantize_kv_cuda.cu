@@ -1,0 +1,176 @@
+// Codes to rows. Compiled without fused multiply-adds, as quantize_kv_cuda.cu.
+#include <cuda_fp16.h>
+
+#include "cuda/launch.h"
+#include "cuda/places.cuh"
+#include "ggml-zipcache-cuda.h"
+
+namespace zipcache::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+struct Task {
+    ggml_zipcache_format f;
+    uint8_t * segment;  // only read
+    int64_t n_tokens, max_places;
+    uint32_t * counts;  // [n_orders, n_tiers]
+    uint32_t * token;   // [n_orders, max_places]
+
+    __device__ SegmentLayout layout() const {
+        return segment_layout(f, n_tokens, reinterpret_cast<const format::SegmentHeader *>(segment)->n_places);
+    }
+    __device__ const uint32_t * table(const SegmentLayout & l, int head) const {
+        return reinterpret_cast<const uint32_t *>(segment + l.heads + head * l.head_bytes);
+    }
+    __device__ const uint32_t * tokens(int head) const { return token + (f.same_order ? 0 : head) * max_places; }
+};
+
+__global__ void order_tokens(Task t) {
+    const TierTags tags = {t.segment + t.layout().tags, format::tag_bytes(t.f, t.n_tokens), format::tag_bits(t.f)};
+    find_places(t.f, tags, t.n_tokens, t.max_places, t.counts, t.token);
+}
+
+__device__ uint32_t code_at(const uint8_t * codes, int place, int channel, int n_places, int dim, int bits, bool key) {
+    const format::Planes planes = cuda_planes(bits);
+    uint32_t code = 0;
+    for (int p = 0, low = 0; p < planes.n; low += planes.width[p++]) {
+        const int width = planes.width[p];
+        const format::Spot spot =
+            key ? cuda_k_spot(place, channel, dim, width) : cuda_v_spot(place, channel, dim, width);
+        code |= (uint32_t(codes[spot.byte]) >> spot.shift & ((1u << width) - 1)) << low;
+        codes += plane_bytes(n_places, dim, width);
+    }
+    return code;
+}
+
+// grid [max_blocks, n_kv_heads, 2 sides]
+__global__ void decode(Task t, ggml_zipcache_cuda_rows_out rows) {
+    extern __shared__ float x[];  // [n_places, dim + 1]
+    const int head = blockIdx.y, dim = t.f.head_dim, stride = dim + 1;
+    const bool key = blockIdx.z == 0;
+    const SegmentLayout l = t.layout();
+    const uint32_t * table = t.table(l, head);
+    const FoundBlock b = find_block(t.f, table, blockIdx.x);
+    if (!b.exists) {
+        return;
+    }
+    const SidePlace side(t.f, l, t.segment, head, b, table[t.f.n_tiers + b.tier], key);
+    const auto & units = *reinterpret_cast<const format::HeadUnits *>(table + 2 * t.f.n_tiers);
+    const ParamReader params(side.how, b.tier, side.params, side.n, key ? units.k_range : units.v_range,
+                             key ? units.k_mid : units.v_mid);
+    const int bits = side.how.bits[b.tier];
+    for (int i = threadIdx.x; i < b.n * dim; i += blockDim.x) {
+        const int place = i / dim, c = i % dim;
+        float value = 0;
+        if (bits > 0) {
+            const Value v = params.at(side.entry(place, c, b.n_places, dim));
+            value = v.scale * float(code_at(side.codes, place, c, b.n_places, dim, bits, key)) + v.min;
+        }
+        x[place * stride + c] = value;
+    }
+    __syncthreads();
+    if (side.how.rotate) {
+        rotate_rows(x, b.n, stride, dim);
+        __syncthreads();
+    }
+    const float * divisor = key ? rows.k_divisor : rows.v_divisor;
+    auto * to = reinterpret_cast<__half *>(key ? rows.k : rows.v) + head * rows.stride * dim;
+    const uint32_t * token = t.tokens(head) + b.place;
+    for (int i = threadIdx.x; i < b.n * dim; i += blockDim.x) {
+        const int place = i / dim, c = i % dim;
+        const float scale = divisor ? divisor[head * dim + c] : 1.0f;
+        to[int64_t(token[place]) * dim + c] = __float2half_rn(x[place * stride + c] * scale);
+        if (rows.kept && key && c == 0) {
+            rows.kept[head * t.n_tokens + token[place]] = 1;
+        }
+    }
+}
+
+__global__ void positions(Task t, uint16_t * position) {
+    const int64_t place = blockIdx.x * int64_t(kThreads) + threadIdx.x;
+    if (place < t.max_places) {
+        position[blockIdx.y * t.max_places + place] = uint16_t(t.tokens(blockIdx.y)[place]);  // kNoToken: UINT16_MAX
+    }
+}
+
+size_t workspace_of(const ggml_zipcache_format & f, int64_t n_tokens) {
+    return align(format::n_orders(f) * f.n_tiers * int64_t(sizeof(uint32_t))) +
+           format::n_orders(f) * ggml_zipcache_cuda_max_places(&f, n_tokens) * int64_t(sizeof(uint32_t));
+}
+
+Task task_of(const ggml_zipcache_format & f, const uint8_t * segment, int64_t n_tokens, void * workspace) {
+    auto * work = static_cast<uint8_t *>(workspace);
+    return {f,
+            const_cast<uint8_t *>(segment),
+            n_tokens,
+            ggml_zipcache_cuda_max_places(&f, n_tokens),
+            reinterpret_cast<uint32_t *>(work),
+            reinterpret_cast<uint32_t *>(work + align(format::n_orders(f) * f.n_tiers * int64_t(sizeof(uint32_t))))};
+}
+
+void find_order(const Task & task, void * workspace, cudaStream_t stream) {
+    cudaMemsetAsync(workspace, 0xFF, workspace_of(task.f, task.n_tokens), stream);
+    order_tokens<<<format::n_orders(task.f), kOrderThreads, 0, stream>>>(task);
+}
+
+const char * input_error(const ggml_zipcache_format & f, int64_t n_tokens, size_t workspace_bytes) {
+    if (const char * error = ggml_zipcache_cuda_format_error(&f)) {
+        return error;
+    }
+    if (n_tokens < 1) {
+        return "dequantize_kv got no tokens; accepted: from 1";
+    }
+    return workspace_bytes < workspace_of(f, n_tokens) ? "dequantize_kv got a workspace that is too small; accepted: "
+                                                         "ggml_zipcache_cuda_dequantize_kv_workspace()"
+                                                       : nullptr;
+}
+
+}  // namespace
+}  // namespace zipcache::cuda
+
+size_t ggml_zipcache_cuda_dequantize_kv_workspace(const ggml_zipcache_format * format, int64_t n_tokens) {
+    return zipcache::cuda::workspace_of(*format, n_tokens);
+}
+
+const char * ggml_zipcache_cuda_dequantize_kv(const ggml_zipcache_format * format, const uint8_t * segment,
+                                              const ggml_zipcache_cuda_rows_out * rows, void * workspace,
+                                              size_t workspace_bytes, void * stream) {
+    using namespace zipcache::cuda;
+    const auto & f = *format;
+    if (const char * error = input_error(f, rows->n_tokens, workspace_bytes)) {
+        return error;
+    }
+    const auto at = static_cast<cudaStream_t>(stream);
+    const Task task = task_of(f, segment, rows->n_tokens, workspace);
+    find_order(task, workspace, at);
+    const size_t pitch = size_t(rows->stride) * f.head_dim * 2, width = size_t(rows->n_tokens) * f.head_dim * 2;
+    cudaMemset2DAsync(rows->k, pitch, 0, width, f.n_kv_heads, at);
+    cudaMemset2DAsync(rows->v, pitch, 0, width, f.n_kv_heads, at);
+    if (rows->kept) {
+        cudaMemsetAsync(rows->kept, 0, f.n_kv_heads * rows->n_tokens, at);
+    }
+    const int shared = int(step_places(f.group)) * (f.head_dim + 1) * int(sizeof(float));
+    cudaFuncSetAttribute(decode, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    const dim3 blocks(unsigned(ggml_zipcache_cuda_max_blocks(format, rows->n_tokens)), f.n_kv_heads, 2);
+    decode<<<blocks, kThreads, shared, at>>>(task, *rows);
+    return launch_error();
+}
+
+const char * ggml_zipcache_cuda_positions(const ggml_zipcache_format * format, const uint8_t * segment,
+                                          int64_t n_tokens, uint16_t * position, void * workspace,
+                                          size_t workspace_bytes, void * stream) {
+    using namespace zipcache::cuda;
+    if (const char * error = input_error(*format, n_tokens, workspace_bytes)) {
+        return error;
+    }
+    if (n_tokens > 65535) {
+        return "positions got too many tokens; accepted: up to 65535";
+    }
+    const auto at = static_cast<cudaStream_t>(stream);
+    const Task task = task_of(*format, segment, n_tokens, workspace);
+    find_order(task, workspace, at);
+    const dim3 grid(unsigned((task.max_places + kThreads - 1) / kThreads), format->n_kv_heads);
+    positions<<<grid, kThreads, 0, at>>>(task, position);
+    return launch_error();
+}

@@ -1,0 +1,356 @@
+#include "cuda/codec.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/tiers.h"
+#include "kv/water_fill.h"
+
+namespace zipcache::cuda {
+namespace {
+
+const float * divisors(const Segment & s, bool keys, const HParams & h) {
+    const size_t width = size_t(h.n_kv_heads) * h.head_dim;
+    if (s.balance) {
+        return s.balance->on_device.as<float>() + (keys ? 0 : width);
+    }
+    // the paper's policies divide values alone
+    return keys || s.device_divisors.size() == 0 ? nullptr : s.device_divisors.as<float>();
+}
+
+bool of_prefill(const Probes & probes) {
+    return probes.slot.empty();
+}
+
+SegmentSizes sizes_of(const ggml_zipcache_format & f, int64_t n) {
+    SegmentSizes sizes = {};
+    const TierErrors errors = tier_errors(f);
+    sizes.group = f.group;
+    sizes.n_tiers = f.n_tiers;
+    for (int tier = 0; tier < f.n_tiers; ++tier) {
+        for (int tiles = 0; tiles <= f.group / GGML_ZIPCACHE_TILE; ++tiles) {
+            sizes.block[tier][tiles] =
+                static_cast<int32_t>(ggml_zipcache_block_bytes(&f, tier, tiles * GGML_ZIPCACHE_TILE));
+        }
+        sizes.k_error[tier] = errors.k[tier];
+        sizes.v_error[tier] = errors.v[tier];
+        sizes.bits[tier] = errors.bits[tier];
+    }
+    // what is left of a segment that has all tokens in one tier
+    const std::vector<uint8_t> tiers(f.n_kv_heads * n);
+    const auto whole = static_cast<int64_t>(ggml_zipcache_segment_bytes(&f, n, tiers.data()));
+    const int64_t blocks = n / f.group * int64_t(ggml_zipcache_block_bytes(&f, 0, f.group)) +
+                           int64_t(ggml_zipcache_block_bytes(&f, 0, n % f.group));
+    sizes.fixed = whole - f.n_kv_heads * blocks;
+    return sizes;
+}
+
+}  // namespace
+
+// Of all rows at hand, but `seen`.
+struct CudaCodec::Scores {
+    int64_t n_rows;
+    Temporary<int64_t> probe_row;  // [n_probes]
+    Temporary<float> score;        // [n_kv_heads, n_rows]
+    Temporary<float> square;       // [n_kv_heads, n_rows]
+    Temporary<float> seen;         // [n]: probes that see each row that is compressed
+
+    Scores(int n_kv_heads, int64_t rows, int64_t n, const std::vector<int64_t> & probes, cudaStream_t stream)
+        : n_rows(rows),
+          probe_row(probes, stream),
+          score(n_kv_heads * rows, stream),
+          square(n_kv_heads * rows, stream),
+          seen(n, stream) {
+        score.clear();
+        square.clear();
+    }
+};
+
+CudaCodec::CudaCodec(CudaDevice & device, std::shared_ptr<const Policy> policy, const HParams & h, OutputNorms & norms)
+    : device_(device), policy_(std::move(policy)), h_(h), norms_(norms) {
+    for (const ggml_zipcache_format * f : {&policy_->prompt, &policy_->window}) {
+        const char * error = policy_->compresses ? ggml_zipcache_cuda_format_error(f) : nullptr;
+        if (error) {
+            throw ArgumentError("the KV policy " + policy_->options.policy + " does not run on " + device.name() +
+                                ": " + error);
+        }
+    }
+}
+
+KeyRows CudaCodec::key_rows(const Rows & rows) const {
+    return {h_.n_heads,         h_.n_kv_heads, h_.head_dim, rows.sliding_window,
+            h_.attention_scale, rows.n,        rows.stride, rows.k};
+}
+
+CudaCodec::Scores CudaCodec::score(const Rows & rows, int64_t first, int64_t n, const Probes & probes) const {
+    const cudaStream_t stream = device_.stream();
+    const auto n_probes = static_cast<int32_t>(probes.size());
+    Scores s(h_.n_kv_heads, rows.n, n, probes.row, stream);
+    if (n_probes > 0 && of_prefill(probes)) {
+        const ggml_zipcache_probes args = {h_.n_heads,          h_.n_kv_heads, h_.head_dim, h_.attention_scale,
+                                           rows.sliding_window, rows.n,        rows.stride, rows.k,
+                                           s.probe_row.data(),  probes.q};
+        const ggml_zipcache_cuda_scores out = {n_probes, s.score.data(), s.square.data()};
+        Temporary<uint8_t> workspace(ggml_zipcache_cuda_score_probes_workspace(&args, n_probes), stream);
+        check(ggml_zipcache_cuda_score_probes(&args, &out, workspace.data(), workspace.bytes(), stream),
+              "score_probes");
+    } else if (n_probes > 0) {
+        const Temporary<int32_t> slot(probes.slot, stream);
+        const KnownProbes known = {n_probes, s.probe_row.data(), slot.data(), probes.slot_q, probes.slot_log_sum};
+        score_known(key_rows(rows), known, s.score.data(), s.square.data(), stream);
+    }
+    count_seen(s.probe_row.data(), n_probes, rows.sliding_window, first, n, s.seen.data(), stream);
+    return s;
+}
+
+std::shared_ptr<const Balance> CudaCodec::find_balance(int layer, const Rows & rows, int64_t first, int64_t n,
+                                                       const Probes & probes, const Scores & scores) const {
+    const cudaStream_t stream = device_.stream();
+    const size_t width = size_t(h_.n_kv_heads) * h_.head_dim;
+    auto found = std::make_shared<Balance>();
+    found->on_device = Bytes(device_, sizeof(float) * 2 * (width + h_.n_kv_heads));
+    auto * at = found->on_device.as<float>();
+    const BalanceOut out = {at, at + width, at + 2 * width, at + 2 * width + h_.n_kv_heads};
+    const Temporary<float> norms(norms_.of(layer), stream);
+    // a window that is a layer's first has decode steps for probes
+    const Temporary<float> queries(of_prefill(probes) ? 0 : probes.size() * h_.n_heads * h_.head_dim, stream);
+    if (!of_prefill(probes)) {
+        const Temporary<int32_t> slot(probes.slot, stream);
+        gather_queries(probes.slot_q, slot.data(), probes.size(), h_.n_heads * h_.head_dim, queries.data(), stream);
+    }
+    const BalanceArgs args = {key_rows(rows),
+                              rows.v,
+                              first,
+                              n,
+                              static_cast<int32_t>(probes.size()),
+                              scores.probe_row.data(),
+                              of_prefill(probes) ? probes.q : queries.data(),
+                              scores.square.data(),
+                              scores.seen.data(),
+                              norms.data()};
+    Temporary<uint8_t> workspace(balance_workspace(args), stream);
+    balance(args, out, workspace.data(), stream);
+    found->k_divisor.resize(width);
+    found->v_divisor.resize(width);
+    found->k_weight.resize(h_.n_kv_heads);
+    found->v_weight.resize(h_.n_kv_heads);
+    for (auto * part : {&found->k_divisor, &found->v_divisor, &found->k_weight, &found->v_weight}) {
+        check(cudaMemcpyAsync(part->data(), at, part->size() * sizeof(float), cudaMemcpyDeviceToHost, stream),
+              "read a balance");
+        at += part->size();
+    }
+    check(cudaStreamSynchronize(stream), "find a balance");
+    return found;
+}
+
+// [1 or n_kv_heads, n]
+void CudaCodec::find_saliency(int layer, int64_t first, int64_t n, const Scores & scores, float * to) const {
+    const cudaStream_t stream = device_.stream();
+    const int n_ranks = policy_->options.per_head ? h_.n_kv_heads : 1;
+    if (policy_->saliency == Saliency::recent || policy_->saliency == Saliency::random) {
+        zipcache::Scores none;
+        none.n = n;
+        const auto host = saliency_of(*policy_, none, h_, compression_seed(layer, n));
+        check(cudaMemcpyAsync(to, host.data(), host.size() * sizeof(float), cudaMemcpyHostToDevice, stream),
+              "send a saliency");
+        return;
+    }
+    saliency({h_.n_kv_heads, n_ranks, policy_->saliency == Saliency::normalized, scores.n_rows, first, n,
+              scores.score.data(), scores.seen.data()},
+             to, stream);
+}
+
+void CudaCodec::choose_tiers(const Segment & s, int layer, const Rows & rows, int64_t first, const Scores & scores,
+                             uint8_t * tier) const {
+    const cudaStream_t stream = device_.stream();
+    const int64_t n = s.n_tokens;
+    const int n_ranks = policy_->options.per_head ? h_.n_kv_heads : 1;
+    Temporary<float> saliency(n_ranks * n, stream);
+    find_saliency(layer, first, n, scores, saliency.data());
+    if (policy_->ranking == Ranking::top_ratio) {
+        top_ratio(saliency.data(), n_ranks, n, std::llround(policy_->options.ratio * double(n)), tier, stream);
+        return;
+    }
+    const int64_t width = int64_t(h_.n_kv_heads) * h_.head_dim;
+    const auto * balance = s.balance->on_device.as<float>();
+    const Temporary<double> mean(1, stream);
+    const Temporary<float> k(h_.n_kv_heads * n, stream), v(h_.n_kv_heads * n, stream);
+    costs({key_rows(rows), rows.v, first, n, balance, balance + width, balance + 2 * width,
+           balance + 2 * width + h_.n_kv_heads, n_ranks, saliency.data(), mean.data()},
+          k.data(), v.data(), stream);
+    const double elements = 2.0 * double(h_.n_kv_heads * n) * h_.head_dim;
+    water_fill(sizes_of(*s.format, n), h_.n_kv_heads, n, k.data(), v.data(), policy_->budget * elements / 8, tier,
+               stream);
+}
+
+// Bytes that a segment takes at most: exactly, where the policy says how many tokens a tier gets.
+size_t CudaCodec::bound(const ggml_zipcache_format & f, int64_t n) const {
+    if (policy_->ranking == Ranking::water_fill) {
+        return ggml_zipcache_cuda_segment_bound(&f, n, policy_->budget);
+    }
+    const int n_orders = f.same_order ? 1 : h_.n_kv_heads;
+    const bool ranks = policy_->ranking == Ranking::top_ratio;
+    const auto n_salient = static_cast<uint32_t>(ranks ? std::llround(policy_->options.ratio * double(n)) : n);
+    std::vector<uint32_t> counts;
+    for (int order = 0; order < n_orders; ++order) {
+        counts.push_back(n_salient);
+        if (f.n_tiers > 1) {
+            counts.push_back(static_cast<uint32_t>(n) - n_salient);
+        }
+    }
+    return ggml_zipcache_cuda_segment_bytes(&f, n, counts.data());
+}
+
+size_t CudaCodec::most_bytes(int64_t n) const {
+    constexpr int64_t kPiece = 32768;  // tokens of a segment, about; they take a little more in smaller ones
+    const int64_t piece = std::min(n, kPiece);
+    return policy_->compresses ? bound(policy_->format_for(piece), piece) * ((n + piece - 1) / piece) : 0;
+}
+
+void CudaCodec::set_view(Segment & s) const {
+    s.view = {s.format,
+              s.device_data.as(),
+              divisors(s, true, h_),
+              divisors(s, false, h_),
+              nullptr,
+              ggml_zipcache_cuda_max_places(s.format, s.n_tokens),
+              0,
+              s.n_tokens};
+}
+
+// The tiers decide how long a segment is, and only the device knows them: it is written where there is room for any,
+// then moved into what it takes.
+void CudaCodec::quantize(Segment & s, const Rows & rows, int64_t first, const uint8_t * tier) const {
+    const cudaStream_t stream = device_.stream();
+    const Temporary<uint8_t> room(bound(*s.format, s.n_tokens), stream);
+    const ggml_zipcache_rows args = {s.n_tokens,
+                                     rows.stride,
+                                     rows.k + first * h_.head_dim,
+                                     rows.v + first * h_.head_dim,
+                                     divisors(s, true, h_),
+                                     divisors(s, false, h_),
+                                     tier};
+    Temporary<uint8_t> workspace(ggml_zipcache_cuda_quantize_kv_workspace(s.format, s.n_tokens), stream);
+    check(ggml_zipcache_cuda_quantize_kv(s.format, &args, room.data(), room.bytes(), workspace.data(),
+                                         workspace.bytes(), stream),
+          "quantize_kv");
+    uint32_t header[4];  // magic, n_tokens, n_bytes, n_places
+    check(cudaMemcpyAsync(header, room.data(), sizeof header, cudaMemcpyDeviceToHost, stream), "read a segment");
+    check(cudaStreamSynchronize(stream), "compress");
+    if (header[0] == 0) {
+        throw ContextError("a compressed segment is larger than what was planned for it");
+    }
+    s.device_data = Bytes(device_, header[2]);
+    check(cudaMemcpyAsync(s.device_data.as(), room.data(), header[2], cudaMemcpyDeviceToDevice, stream),
+          "move a segment");
+    set_view(s);
+}
+
+std::shared_ptr<const Segment> CudaCodec::compress(int layer, const Rows & rows, int64_t first, int64_t n,
+                                                   const Probes & probes, std::shared_ptr<const Balance> balance,
+                                                   const Parallel &) const {
+    const auto lock = device_.turn();
+    const cudaStream_t stream = device_.stream();
+    auto segment = std::make_shared<Segment>();
+    segment->policy = policy_;
+    segment->format = &policy_->format_for(n);
+    segment->n_tokens = n;
+    Temporary<uint8_t> tier(n * (segment->format->same_order ? 1 : h_.n_kv_heads), stream);
+    tier.clear();
+    if (policy_->ranking != Ranking::none) {
+        const Scores scores = score(rows, first, n, probes);
+        if (policy_->k_divisor == Divisor::balance) {
+            segment->balance = balance ? std::move(balance) : find_balance(layer, rows, first, n, probes, scores);
+        }
+        choose_tiers(*segment, layer, rows, first, scores, tier.data());
+    }
+    if (policy_->v_divisor == Divisor::normalizer) {
+        segment->device_divisors = Bytes(device_, sizeof(float) * h_.n_kv_heads * h_.head_dim);
+        segment->device_divisors.clear();
+        normalizer(key_rows(rows), rows.v, first, n, segment->device_divisors.as<float>(), stream);
+    }
+    quantize(*segment, rows, first, tier.data());
+    check(cudaGetLastError(), "compress");
+    return segment;
+}
+
+std::shared_ptr<const Bytes> CudaCodec::places(const Segment & s) const {
+    const auto lock = device_.turn();
+    auto places = std::make_shared<Bytes>(device_, sizeof(uint16_t) * h_.n_kv_heads * s.view.n_places);
+    Temporary<uint8_t> workspace(ggml_zipcache_cuda_dequantize_kv_workspace(s.format, s.n_tokens), device_.stream());
+    check(ggml_zipcache_cuda_positions(s.format, s.device_data.as(), s.n_tokens, places->as<uint16_t>(),
+                                       workspace.data(), workspace.bytes(), device_.stream()),
+          "positions");
+    return places;
+}
+
+std::vector<int64_t> CudaCodec::dequantize(const Segment & s, int64_t first, int64_t last, uint16_t * k, uint16_t * v,
+                                           int64_t stride, const Parallel &) const {
+    const int64_t n = s.n_tokens, dim = h_.head_dim;
+    const size_t row = dim * sizeof(uint16_t);
+    auto lock = device_.turn();
+    const cudaStream_t stream = device_.stream();
+    const Temporary<uint16_t> all_k(h_.n_kv_heads * n * dim, stream), all_v(h_.n_kv_heads * n * dim, stream);
+    const Temporary<uint8_t> kept(h_.n_kv_heads * n, stream);
+    const ggml_zipcache_cuda_rows_out out = {
+        n, n, s.view.k_divisor, s.view.v_divisor, all_k.data(), all_v.data(), kept.data()};
+    Temporary<uint8_t> workspace(ggml_zipcache_cuda_dequantize_kv_workspace(s.format, n), stream);
+    check(ggml_zipcache_cuda_dequantize_kv(s.format, s.device_data.as(), &out, workspace.data(), workspace.bytes(),
+                                           stream),
+          "dequantize_kv");
+    std::vector<uint8_t> is_kept(n);  // the same in every head
+    check(cudaMemcpyAsync(is_kept.data(), kept.data(), n, cudaMemcpyDeviceToHost, stream), "read what is kept");
+    check(cudaStreamSynchronize(stream), "dequantize");
+    lock.unlock();
+    std::vector<int64_t> tokens;
+    tokens.reserve(last - first);
+    for (int64_t begin = first, end; begin < last; begin = end) {  // runs of tokens that are kept
+        end = begin + 1;
+        if (!is_kept[begin]) {
+            continue;
+        }
+        while (end < last && is_kept[end]) {
+            ++end;
+        }
+        for (auto [to, from] : {std::pair(k, all_k.data()), std::pair(v, all_v.data())}) {
+            device_.copy(to + tokens.size() * dim, stride * row, from + begin * dim, n * row, (end - begin) * row,
+                         h_.n_kv_heads);
+        }
+        for (; begin < end; ++begin) {
+            tokens.push_back(begin);
+        }
+    }
+    return tokens;
+}
+
+StoredSegment CudaCodec::store(const Segment & s) const {
+    StoredSegment stored;
+    stored.v_divisor.resize(s.device_divisors.size() / sizeof(float));
+    device_.read(stored.v_divisor.data(), s.device_divisors.as(), s.device_divisors.size());
+    std::vector<uint8_t> ours(s.device_data.size());
+    device_.read(ours.data(), s.device_data.as(), ours.size());
+    stored.data.resize(ggml_zipcache_cpu_bytes_of_cuda(s.format, ours.data()));
+    ggml_zipcache_cpu_from_cuda(s.format, ours.data(), stored.data.data());
+    return stored;
+}
+
+void CudaCodec::restore(Segment & s, StoredSegment stored) const {
+    s.device_divisors = Bytes(device_, stored.v_divisor.size() * sizeof(float));
+    device_.write(s.device_divisors.as(), stored.v_divisor.data(), s.device_divisors.size());
+    std::vector<uint8_t> ours(ggml_zipcache_cuda_bytes_of_cpu(s.format, stored.data.data()));
+    ggml_zipcache_cuda_from_cpu(s.format, stored.data.data(), ours.data());
+    s.device_data = Bytes(device_, ours.size());
+    device_.write(s.device_data.as(), ours.data(), ours.size());
+    set_view(s);
+}
+
+void CudaCodec::send(Balance & b) const {
+    std::vector<float> all;
+    for (const auto * part : {&b.k_divisor, &b.v_divisor, &b.k_weight, &b.v_weight}) {
+        all.insert(all.end(), part->begin(), part->end());
+    }
+    b.on_device = Bytes(device_, all.size() * sizeof(float));
+    device_.write(b.on_device.as(), all.data(), b.on_device.size());
+}
+
+}  // namespace zipcache::cuda

@@ -1,0 +1,225 @@
+#include <cuda_fp16.h>
+
+#include "cuda/block_sum.cuh"
+#include "cuda/tiers.h"
+
+namespace zipcache::cuda {
+namespace {
+
+constexpr int kThreads = 1024;
+constexpr int kGroupTokens = 64;
+constexpr int kBins = 256;
+
+__device__ float at(const uint16_t * rows, int64_t i) {
+    return __half2float(reinterpret_cast<const __half *>(rows)[i]);
+}
+
+// The exclusive sum of x over the block's threads, in their order; `total` is that of all.
+__device__ int sum_before(int x, int & total) {
+    __shared__ int warps[kMaxWarps];
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    int sum = x;
+    for (int offset = 1; offset < kWarp; offset *= 2) {
+        const int other = __shfl_up_sync(0xffffffffu, sum, offset);
+        sum += lane >= offset ? other : 0;
+    }
+    __syncthreads();
+    if (lane == kWarp - 1) {
+        warps[warp] = sum;
+    }
+    __syncthreads();
+    int before = 0;
+    total = 0;
+    for (int w = 0; w < kThreads / kWarp; ++w) {
+        before += w < warp ? warps[w] : 0;
+        total += warps[w];
+    }
+    return before + sum - x;
+}
+
+// A block a ranking. The bits of floats that are not negative rise with them: the n_salient-th is found 8 bits at a
+// time, and of those that equal it the first ones are taken.
+__global__ void rank(const float * all, int64_t n, int64_t n_salient, uint8_t * tiers) {
+    const float * saliency = all + blockIdx.x * n;
+    uint8_t * tier = tiers + blockIdx.x * n;
+    __shared__ int bins[kBins];
+    __shared__ unsigned found;
+    __shared__ int64_t left;  // how many are to be taken among those with the bits found so far
+    if (threadIdx.x == 0) {
+        found = 0;
+        left = n_salient;
+    }
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        for (int i = threadIdx.x; i < kBins; i += kThreads) {
+            bins[i] = 0;
+        }
+        __syncthreads();
+        const unsigned above = shift == 24 ? 0u : ~0u << (shift + 8);
+        for (int64_t t = threadIdx.x; t < n; t += kThreads) {
+            const unsigned bits = __float_as_uint(saliency[t]);
+            if ((bits & above) == found) {
+                atomicAdd(&bins[bits >> shift & 255u], 1);
+            }
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            int bin = kBins - 1;
+            for (; bin > 0 && left > bins[bin]; --bin) {
+                left -= bins[bin];
+            }
+            found |= unsigned(bin) << shift;
+        }
+        __syncthreads();
+    }
+    int64_t taken = 0;  // of those that equal it
+    for (int64_t start = 0; start < n; start += kThreads) {
+        const int64_t t = start + threadIdx.x;
+        const unsigned bits = t < n ? __float_as_uint(saliency[t]) : 0;
+        const bool equal = t < n && bits == found;
+        int total;
+        const int before = sum_before(equal, total);
+        if (t < n) {
+            tier[t] = n_salient > 0 && (bits > found || (equal && taken + before < left)) ? 0 : 1;
+        }
+        taken += total;
+    }
+}
+
+__global__ void mean_of(const float * x, int64_t n, double * mean) {
+    double sum = 0;
+    for (int64_t i = threadIdx.x; i < n; i += kThreads) {
+        sum += x[i];
+    }
+    sum = block_all(sum, Sum());
+    if (threadIdx.x == 0) {
+        *mean = sum / double(n);
+    }
+}
+
+// A block a group of tokens and KV head, a thread a channel: what squared_ranges() of kv/compress.cpp finds, times what
+// an error of it costs.
+__global__ void cost_group(CostArgs args, float * k_cost, float * v_cost) {
+    const KeyRows & rows = args.rows;
+    const int head = blockIdx.y, dim = rows.head_dim, c = threadIdx.x;
+    const int64_t from = int64_t(blockIdx.x) * kGroupTokens, to = min(args.n, from + kGroupTokens);
+    extern __shared__ float x[];  // [head_dim]
+    const bool lives = c < dim;   // the block is whole warps
+    const float k_divisor = lives ? args.k_divisor[head * dim + c] : 1.0f;
+    const float v_divisor = lives ? args.v_divisor[head * dim + c] : 1.0f;
+    const float mean = float(*args.mean + 1e-30), floor = float(0.01 * *args.mean + 1e-30);
+    const float * saliency = args.saliency + (args.n_ranks > 1 ? head * args.n : 0);
+    float low = INFINITY, high = -INFINITY;
+    for (int64_t t = from; t < to; ++t) {
+        const int64_t i = (head * rows.stride + args.first + t) * dim + c;
+        if (lives) {
+            x[c] = at(rows.k, i) / k_divisor;
+        }
+        walsh_hadamard(x, dim, c);
+        if (lives) {
+            low = fminf(low, x[c]);
+            high = fmaxf(high, x[c]);
+            x[c] = at(args.v, i) / v_divisor;
+        }
+        walsh_hadamard(x, dim, c);
+        const float least = block_all(lives ? x[c] : INFINITY, Least());
+        const float most = block_all(lives ? x[c] : -INFINITY, Most());
+        const float width = most > least ? most - least : 0.0f;
+        if (c == 0) {
+            const float share = fmaxf(saliency[t], floor) / mean;
+            v_cost[head * args.n + t] = width * width * (share * args.v_weight[head]);
+        }
+    }
+    const float width = lives && high > low ? high - low : 0.0f;
+    const float range = block_all(width * width, Sum()) / float(dim);
+    for (int64_t t = from + c; t < to; t += blockDim.x) {
+        const float share = fmaxf(saliency[t], floor) / mean;
+        k_cost[head * args.n + t] = range * (share * args.k_weight[head]);
+    }
+}
+
+__device__ int best_tier(const SegmentSizes & s, float k, float v, float lambda) {
+    float best = INFINITY;
+    int chosen = 0;
+    for (int t = 0; t < s.n_tiers; ++t) {
+        // rounded as the host rounds: no multiply-add
+        const float errors = __fadd_rn(__fmul_rn(k, s.k_error[t]), __fmul_rn(v, s.v_error[t]));
+        const float cost = __fadd_rn(errors, __fmul_rn(lambda, s.bits[t]));
+        if (cost < best) {
+            best = cost;
+            chosen = t;
+        }
+    }
+    return chosen;
+}
+
+__device__ int64_t tier_bytes(const SegmentSizes & s, int tier, int count) {
+    constexpr int kTile = GGML_ZIPCACHE_TILE;
+    return int64_t(count / s.group) * s.block[tier][s.group / kTile] +
+           s.block[tier][(count % s.group + kTile - 1) / kTile];
+}
+
+// One block: bisects on what the whole segment takes.
+__global__ void fill(SegmentSizes s, int n_kv_heads, int64_t n, const float * k, const float * v, double most_bytes,
+                     uint8_t * tier) {
+    extern __shared__ int counts[];  // [n_kv_heads, n_tiers]
+    __shared__ double low, high, middle;
+    float most = 0;
+    for (int64_t i = threadIdx.x; i < n_kv_heads * n; i += kThreads) {
+        most = fmaxf(most, fmaxf(k[i], v[i]));
+    }
+    most = block_all(most, Most());
+    if (threadIdx.x == 0) {
+        high = double(most) * 4 + 1e-30;  // beyond it every token takes the fewest bits
+        low = high * 1e-18;
+    }
+    for (int step = 0; step < 40; ++step) {
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            middle = sqrt(low * high);
+        }
+        for (int i = threadIdx.x; i < n_kv_heads * s.n_tiers; i += kThreads) {
+            counts[i] = 0;
+        }
+        __syncthreads();
+        for (int head = 0; head < n_kv_heads; ++head) {
+            for (int64_t t = threadIdx.x; t < n; t += kThreads) {
+                const int chosen = best_tier(s, k[head * n + t], v[head * n + t], float(middle));
+                atomicAdd(&counts[head * s.n_tiers + chosen], 1);
+            }
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            int64_t bytes = s.fixed;
+            for (int i = 0; i < n_kv_heads * s.n_tiers; ++i) {
+                bytes += tier_bytes(s, i % s.n_tiers, counts[i]);
+            }
+            (double(bytes) <= most_bytes ? high : low) = middle;
+        }
+    }
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < n_kv_heads * n; i += kThreads) {
+        tier[i] = static_cast<uint8_t>(best_tier(s, k[i], v[i], float(high)));
+    }
+}
+
+}  // namespace
+
+void top_ratio(const float * saliency, int32_t n_ranks, int64_t n, int64_t n_salient, uint8_t * tier,
+               cudaStream_t stream) {
+    rank<<<n_ranks, kThreads, 0, stream>>>(saliency, n, n_salient, tier);
+}
+
+void costs(const CostArgs & args, float * k_cost, float * v_cost, cudaStream_t stream) {
+    const int dim = args.rows.head_dim, threads = (dim + kWarp - 1) / kWarp * kWarp;
+    const dim3 groups(static_cast<unsigned>((args.n + kGroupTokens - 1) / kGroupTokens), args.rows.n_kv_heads);
+    mean_of<<<1, kThreads, 0, stream>>>(args.saliency, args.n_ranks * args.n, args.mean);
+    cost_group<<<groups, threads, dim * sizeof(float), stream>>>(args, k_cost, v_cost);
+}
+
+void water_fill(const SegmentSizes & sizes, int32_t n_kv_heads, int64_t n, const float * k_cost, const float * v_cost,
+                double most_bytes, uint8_t * tier, cudaStream_t stream) {
+    const size_t shared = sizeof(int) * n_kv_heads * sizes.n_tiers;
+    fill<<<1, kThreads, shared, stream>>>(sizes, n_kv_heads, n, k_cost, v_cost, most_bytes, tier);
+}
+
+}  // namespace zipcache::cuda

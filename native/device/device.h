@@ -1,0 +1,96 @@
+#pragma once
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "device/handles.h"
+#include "ggml-zipcache.h"
+
+namespace zipcache {
+
+// A tensor, and host memory of the same size that its data come from or go to: the tensor's own where the device is
+// the host.
+struct Transfer {
+    ggml_tensor * tensor = nullptr;
+    void * host = nullptr;
+};
+
+// A graph that runs for every token: `in` is sent before it, `out` fetched after it.
+class Recording {
+  public:
+    virtual ~Recording() = default;
+    // Throws Cancelled when `cancel` is true before it begins, or, on the host, becomes so on the way.
+    virtual void run(const std::atomic<bool> & cancel) = 0;
+};
+
+// Where in a layer's window the keys and values of a token go.
+struct TokenPlace {
+    ggml_tensor * k;         // [head_dim, capacity, n_kv_heads] f16
+    ggml_tensor * v;         // [head_dim, capacity, n_kv_heads] f16
+    ggml_tensor * row;       // [1] i32
+    ggml_tensor * n_tokens;  // [1] i32: row + 1
+};
+
+// Where attention leaves the queries of tokens that are probes.
+struct ProbeSlots {
+    std::vector<int32_t> slot;  // [rows of the window], below 0: none
+    uint16_t * q = nullptr;     // [n_slots, n_heads, head_dim] f16
+    float * log_sum = nullptr;  // [n_slots, n_heads]: log-sum-exp of the logits
+};
+
+// The cache of one layer as the device reads it.
+class LayerView {
+  public:
+    virtual ~LayerView() = default;
+    // Takes note of a change. What `layer` points to stays the caller's. Its probe_q and probe_log_sum are not looked
+    // at.
+    virtual void show(const ggml_zipcache_layer & layer) = 0;
+    // From now on the queries of some tokens of the window are kept: those whose slot is not below 0.
+    virtual void keep_probes(const ProbeSlots & slots) = 0;
+    // The next token is that of this row.
+    virtual void begin_token(int64_t row) = 0;
+    // The nodes that store a token's k and v [head_dim, n_kv_heads, 1] f32 in the window, and let q [head_dim, n_heads,
+    // 1] f32 attend to all of the layer: [head_dim * n_heads, 1] f32. They serve until the window moves.
+    virtual ggml_tensor * attend(ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v,
+                                 const TokenPlace & place) = 0;
+};
+
+struct FreeMemory {
+    size_t free;  // bytes
+    size_t total;
+};
+
+// Where a model's weights, caches and graphs lie and run. What is asked of it happens in the order it was asked.
+// Callers take turns (graph/executor.h).
+class Device {
+  public:
+    virtual ~Device() = default;
+    virtual std::string name() const = 0;         // as ModelOptions::device names it
+    virtual std::string description() const = 0;  // what a person calls it
+    virtual bool is_host() const = 0;             // its memory is the host's
+    virtual ggml_backend_buffer_type_t memory() const = 0;
+    virtual ggml_backend_buffer_type_t staging() const = 0;  // host memory that it copies from and to
+    virtual FreeMemory free_memory() const = 0;
+    virtual int chunk() const = 0;      // tokens that a graph of prefill works on
+    virtual int key_block() const = 0;  // its flash attention is at its best over multiples of so many keys
+
+    virtual bool computes(const ggml_tensor * node) const = 0;
+    // Whether LayerView::attend() reads heads of head_dim channels, each for so many query heads.
+    virtual bool attends(int n_queries, int head_dim) const = 0;
+    // Returns when the results are there. Throws Cancelled as Recording::run() does.
+    virtual void compute(ggml_cgraph * graph, const std::atomic<bool> & cancel) = 0;
+    // The graph and its tensors must outlive the recording.
+    virtual std::unique_ptr<Recording> record(ggml_cgraph * graph, const Transfer & in, const Transfer & out) = 0;
+    // formats: those that segments shown to it may have
+    virtual std::unique_ptr<LayerView> layer_view(const std::vector<const ggml_zipcache_format *> & formats) = 0;
+    // The node that fills mask [n_keys, n_queries] f16: 0 where spans [2, n_queries] i32 says [first, last), else -inf.
+    virtual ggml_tensor * fill_mask(ggml_context * ctx, ggml_tensor * mask, ggml_tensor * spans) = 0;
+
+    // n pieces of `width` bytes within its memory.
+    virtual void copy(void * to, size_t to_stride, const void * from, size_t from_stride, size_t width, size_t n) = 0;
+    virtual void read(void * host, const void * from, size_t n_bytes) = 0;
+    virtual void write(void * to, const void * host, size_t n_bytes) = 0;
+};
+
+}  // namespace zipcache

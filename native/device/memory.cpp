@@ -1,0 +1,88 @@
+#include "device/memory.h"
+
+#include "common/error.h"
+
+namespace zipcache {
+namespace {
+
+constexpr size_t kAlign = 64;  // bytes between the arrays' beginnings
+
+GgmlBuffer allocate(ggml_backend_buffer_type_t type, size_t n_bytes) {
+    GgmlBuffer buffer(ggml_backend_buft_alloc_buffer(type, n_bytes));
+    if (!buffer) {
+        throw ContextError("not enough memory for " + std::to_string(n_bytes) + " bytes");
+    }
+    return buffer;
+}
+
+}  // namespace
+
+Bytes::Bytes(const Device & device, size_t n_bytes) : size_(n_bytes) {
+    if (n_bytes > 0) {
+        buffer_ = allocate(device.memory(), n_bytes);
+        data_ = ggml_backend_buffer_get_base(buffer_.get());
+    }
+}
+
+void Bytes::clear() {
+    if (buffer_) {
+        ggml_backend_buffer_clear(buffer_.get(), 0);
+    }
+}
+
+OwnTensor::OwnTensor(const Device & device, ggml_type type, int64_t n_columns, int64_t n_rows)
+    : context(ggml_init({ggml_tensor_overhead(), nullptr, true})) {
+    tensor = ggml_new_tensor_2d(context.get(), type, n_columns, n_rows);
+    buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(context.get(), device.memory()));
+    if (!buffer) {
+        throw ContextError("not enough memory for " + std::to_string(ggml_nbytes(tensor)) + " bytes of activations");
+    }
+}
+
+Inputs::Inputs(Device & device, const std::vector<int64_t> & sizes)
+    : device_(device), context_(ggml_init({(sizes.size() + 1) * ggml_tensor_overhead(), nullptr, true})) {
+    size_t n_bytes = 0;
+    for (int64_t n : sizes) {
+        arrays_.push_back(ggml_new_tensor_1d(context_.get(), GGML_TYPE_I32, n));
+        offsets_.push_back(n_bytes);
+        n_bytes += (n * sizeof(int32_t) + kAlign - 1) / kAlign * kAlign;
+    }
+    memory_ = allocate(device.memory(), n_bytes);
+    auto * base = static_cast<char *>(ggml_backend_buffer_get_base(memory_.get()));
+    for (size_t i = 0; i < sizes.size(); ++i) {
+        ggml_backend_tensor_alloc(memory_.get(), arrays_[i], base + offsets_[i]);
+    }
+    whole_ = ggml_new_tensor_1d(context_.get(), GGML_TYPE_I8, static_cast<int64_t>(n_bytes));
+    ggml_backend_tensor_alloc(memory_.get(), whole_, base);
+    if (!device.is_host()) {
+        staging_ = allocate(device.staging(), n_bytes);
+        base = static_cast<char *>(ggml_backend_buffer_get_base(staging_.get()));
+    }
+    host_ = base;
+}
+
+int32_t * Inputs::host(int array) const {
+    return reinterpret_cast<int32_t *>(host_ + offsets_[array]);
+}
+
+Staging::Staging(Device & device, size_t n_bytes) {
+    if (!device.is_host()) {
+        memory_ = allocate(device.staging(), n_bytes);
+        host_ = ggml_backend_buffer_get_base(memory_.get());
+    }
+}
+
+Transfer Staging::from(ggml_tensor * tensor) {
+    if (!memory_) {
+        host_ = tensor->data;
+    }
+    return {tensor, host_};
+}
+
+void Inputs::send() const {
+    if (!device_.is_host()) {
+        device_.write(whole_->data, host_, ggml_nbytes(whole_));
+    }
+}
+
+}  // namespace zipcache

@@ -1,0 +1,75 @@
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "device/device.h"
+
+namespace zipcache {
+
+// A piece of a device's memory.
+class Bytes {
+  public:
+    Bytes() = default;
+    // Throws ContextError when memory runs out.
+    Bytes(const Device & device, size_t n_bytes);
+    void clear();
+
+    template <class T = uint8_t>
+    T * as() const {
+        return static_cast<T *>(data_);
+    }
+    size_t size() const { return size_; }
+
+  private:
+    GgmlBuffer buffer_;
+    void * data_ = nullptr;
+    size_t size_ = 0;
+};
+
+// A tensor with memory of its own, outside any graph.
+struct OwnTensor {
+    GgmlContext context;
+    GgmlBuffer buffer;
+    ggml_tensor * tensor = nullptr;
+
+    OwnTensor() = default;
+    // Throws ContextError when memory runs out.
+    OwnTensor(const Device & device, ggml_type type, int64_t n_columns, int64_t n_rows = 1);
+};
+
+// What the host tells a graph before it runs: some arrays of i32, which travel to the device together.
+class Inputs {
+  public:
+    // sizes: elements of each array
+    Inputs(Device & device, const std::vector<int64_t> & sizes);
+
+    ggml_tensor * tensor(int array) const { return arrays_[array]; }
+    int32_t * host(int array) const;  // where the host writes
+    Transfer transfer() const { return {whole_, host_}; }
+    void send() const;
+
+  private:
+    Device & device_;
+    GgmlContext context_;
+    GgmlBuffer memory_, staging_;
+    std::vector<ggml_tensor *> arrays_;
+    std::vector<size_t> offsets_;  // bytes
+    ggml_tensor * whole_ = nullptr;
+    char * host_ = nullptr;
+};
+
+// What a graph leaves for the host: the tensor's own memory where that is the host's, else a copy.
+class Staging {
+  public:
+    // Room for n_bytes.
+    Staging(Device & device, size_t n_bytes);
+
+    Transfer from(ggml_tensor * tensor);
+    const void * host() const { return host_; }
+
+  private:
+    GgmlBuffer memory_;
+    void * host_ = nullptr;
+};
+
+}  // namespace zipcache

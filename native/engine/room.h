@@ -1,0 +1,15 @@
+#pragma once
+#include "engine/model.h"
+#include "kv/codec.h"
+
+namespace zipcache {
+
+// Bytes that a session of n_ctx tokens takes of a device's memory at most, but for the weights: its cache, one layer's
+// uncompressed rows, the hidden states of a stretch, a graph's activations.
+size_t session_bytes(const Model & model, const Policy & policy, const SegmentCodec & codec, int64_t n_ctx);
+
+// n_ctx, or for 0 as much as the model was trained for and the device has memory for. Throws ContextError where it has
+// not that memory, which names what it has it for.
+int64_t fitting_n_ctx(Model & model, const std::shared_ptr<const Policy> & policy, int64_t n_ctx);
+
+}  // namespace zipcache

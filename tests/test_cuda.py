@@ -1,0 +1,205 @@
+"""The CUDA backend beside the CPU's. Skipped where there is no GPU, or where the build has no CUDA."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from helpers import tiny_models
+from helpers.compare import mean_kl
+from zipcache_rt import (
+    ArgumentError,
+    CancelledError,
+    ContextError,
+    KvOptions,
+    Model,
+    ModelError,
+    SamplerOptions,
+    Session,
+    _core,
+)
+
+CUDA = _core.cuda_devices()
+needs_gpu = pytest.mark.skipif(not CUDA["descriptions"], reason=CUDA["missing"] or "a GPU")
+GREEDY = SamplerOptions(temperature=0)
+COMPRESSED = ("auto", "auto:2.8", "auto:2.4", "auto:5", "zipcache", "zipcache,per_head=true", "uniform", "q8_0", "q4_0")
+
+# Tiny models with heads that the kernels read.
+WIDE = replace(tiny_models.SHAPES["llama"], n_embd=128, head_dim=64, n_ff=192, n_layers=3)
+SHAPES = {
+    "llama": WIDE,
+    "llama-128": replace(WIDE, head_dim=128),
+    "llama-96-factors": replace(WIDE, head_dim=96, rope_factors=True, rope_base=500000.0),
+    "qwen2": replace(WIDE, architecture="qwen2", biases=True, head_dim=80),
+    "qwen3": replace(WIDE, architecture="qwen3", qk_norms=True),
+    "gemma3": replace(tiny_models.SHAPES["gemma3"], n_embd=128, n_ff=192, head_dim=256, sliding_window=48),
+    "phi3": replace(WIDE, architecture="phi3", fused=True),
+}
+
+
+def written(folder: Path, name: str) -> Path:
+    shape = SHAPES[name]
+    context = {f"{shape.architecture}__context_length": 4096}
+    weights = tiny_models.random_weights(shape)
+    return tiny_models.write(folder / f"{name}.gguf", shape, weights, vocabulary=True, **context)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
+    """The same one on the CPU and on the GPU."""
+    path = written(tmp_path_factory.mktemp("cuda"), "llama")
+    return Model(path, device="cpu"), Model(path, device="cuda")
+
+
+def tokens(n: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, tiny_models.N_VOCAB - 1, n).tolist()
+
+
+def run(session: Session, ids: list[int], n_prefill: int) -> NDArray[np.float32]:
+    """Logits after the prefill and after every further token."""
+    session.prefill(ids[:n_prefill])
+    first = session.logits
+    return np.vstack([first, session.score(ids[n_prefill:])])
+
+
+def test_devices_that_are_not_there_are_named(tmp_path: Path) -> None:
+    path = written(tmp_path, "llama")
+    for device in ("tpu", "cuda:99", "cuda:", "cuda:-1", "cuda:x", ""):
+        with pytest.raises(ArgumentError, match=f"device is '{device}'; accepted: auto, cpu"):
+            Model(path, device=device)
+    if not CUDA["descriptions"]:
+        with pytest.raises(ArgumentError, match="no CUDA device: "):
+            Model(path, device="cuda")
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_architecture_computes_as_the_cpu_does(name: str, tmp_path: Path) -> None:
+    path = written(tmp_path, name)
+    ids = tokens(260)
+    cpu, gpu = (run(Model(path, device=device).session(kv=KvOptions("f16")), ids, 200) for device in ("cpu", "cuda"))
+    assert mean_kl(cpu, gpu) < 1e-4
+    assert (cpu.argmax(-1) == gpu.argmax(-1)).mean() > 0.98
+
+
+@needs_gpu
+@pytest.mark.parametrize("n_prompt", [1, 5, 255, 256, 257, 2047, 2050])
+def test_prompts_of_any_length_compute_as_on_the_cpu(n_prompt: int, models: tuple[Model, Model]) -> None:
+    ids = tokens(n_prompt + 20)
+    cpu, gpu = (run(model.session(kv=KvOptions("f16")), ids, n_prompt) for model in models)
+    assert mean_kl(cpu, gpu) < 1e-4
+
+
+@needs_gpu
+def test_greedy_replies_are_the_cpus(models: tuple[Model, Model]) -> None:
+    """Every token is the CPU's best one, or as good: random weights make near ties, which rounding decides."""
+    prompt = tokens(40)
+    gpu = models[1].session(kv=KvOptions("f16"))
+    said = [piece.token for piece in gpu.generate(prompt, max_tokens=100, sampler=GREEDY)]
+    logits = run(models[0].session(kv=KvOptions("f16")), prompt + said, len(prompt))[: len(said)]
+    assert len(said) > 10
+    assert (logits.max(-1) - logits[np.arange(len(said)), said]).max() < 0.05
+    assert (logits.argmax(-1) == said).mean() > 0.9
+
+
+@needs_gpu
+@pytest.mark.parametrize("kv", COMPRESSED)
+def test_compressed_caches_are_the_cpus(kv: str, models: tuple[Model, Model]) -> None:
+    """Codes differ where scores are rounded otherwise; the cost is nearly the same, and so is the error."""
+    ids = tokens(800)
+    exact = run(models[0].session(kv=KvOptions("f16")), ids, 600)
+    rows, bits = [], []
+    for model in models:
+        session = model.session(kv=KvOptions.parse(kv))
+        rows.append(run(session, ids, 600))
+        bits.append(session.kv_stats().compressed_bits)
+    cpu, gpu = mean_kl(exact, rows[0]), mean_kl(exact, rows[1])
+    assert mean_kl(rows[0], rows[1]) <= 0.5 * cpu + 1e-3
+    assert gpu <= 1.2 * cpu + 1e-3
+    assert bits[1] == pytest.approx(bits[0], rel=0.1)
+
+
+@needs_gpu
+@pytest.mark.parametrize("kv", ["f16", "auto", "zipcache"])
+def test_runs_repeat_to_the_bit(kv: str, models: tuple[Model, Model]) -> None:
+    ids = tokens(700)
+    first, again = (run(models[1].session(kv=KvOptions.parse(kv)), ids, 500) for _ in "ab")
+    assert np.array_equal(first, again)
+
+
+@needs_gpu
+@pytest.mark.parametrize("kv", ["f16", "auto", "zipcache"])
+def test_forks_saves_and_later_turns_go_on(kv: str, models: tuple[Model, Model], tmp_path: Path) -> None:
+    ids = tokens(900)
+    session = models[1].session(kv=KvOptions.parse(kv))
+    run(session, ids[:500], 400)
+    fork = session.fork()
+    session.save(tmp_path / "talk.zcs")
+    expected = run(session, ids[500:], 200)
+    assert np.array_equal(run(fork, ids[500:], 200), expected)
+    assert np.array_equal(run(models[1].load_session(tmp_path / "talk.zcs"), ids[500:], 200), expected)
+
+
+@needs_gpu
+def test_truncation_into_the_window_is_exact(models: tuple[Model, Model]) -> None:
+    ids = tokens(400)
+    session = models[1].session(kv=KvOptions("auto"))
+    session.prefill(ids[:300])
+    expected = session.score(ids[300:330])
+    session.truncate(300)
+    assert np.array_equal(session.score(ids[300:330]), expected)
+
+
+@needs_gpu
+def test_models_that_do_not_run_there_say_so_and_auto_avoids_them(tmp_path: Path) -> None:
+    shape = tiny_models.SHAPES["llama"]
+    path = tiny_models.write(tmp_path / "narrow.gguf", shape, tiny_models.random_weights(shape))
+    with pytest.raises(ModelError, match=r"cuda:0 does not compute attention .* accepted: device='cpu'"):
+        Model(path, device="cuda")
+    assert Model(path).info.device == "cpu"
+
+
+@needs_gpu
+def test_a_cancelled_call_changes_nothing(models: tuple[Model, Model]) -> None:
+    ids = tokens(260)
+    session, other = (models[1].session(kv=KvOptions("auto")) for _ in "ab")
+    for s in (session, other):
+        s.prefill(ids[:200])
+    session.cancel()
+    with pytest.raises(CancelledError):
+        session.decode(ids[200])
+    session.cancel()
+    with pytest.raises(CancelledError):
+        session.prefill(ids[200:])
+    assert session.tokens == other.tokens
+    assert np.array_equal(session.score(ids[200:]), other.score(ids[200:]))
+
+
+@needs_gpu
+def test_sessions_take_turns(models: tuple[Model, Model]) -> None:
+    """One records a step while the others compute: nothing of theirs gets into it."""
+    jobs = [(kv, tokens(420, seed), 150 + 30 * seed) for seed, kv in enumerate(("f16", "auto", "zipcache", "f16"))]
+
+    def one(job: tuple[str, list[int], int]) -> NDArray[np.float32]:
+        kv, ids, n_prompt = job
+        return run(models[1].session(kv=KvOptions(kv)), ids, n_prompt)
+
+    alone = [one(job) for job in jobs]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        together = list(pool.map(one, jobs))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@needs_gpu
+def test_a_context_that_does_not_fit_is_refused(models: tuple[Model, Model], tmp_path: Path) -> None:
+    shape = replace(WIDE, n_kv_heads=4)
+    path = tiny_models.write(
+        tmp_path / "long.gguf", shape, tiny_models.random_weights(shape), llama__context_length=1 << 29
+    )
+    model = Model(path, device="cuda")
+    with pytest.raises(ContextError, match=r"takes \d+ MiB with the KV policy f16, and cuda:0 has .* n_ctx up to \d+"):
+        model.session(n_ctx=1 << 29, kv=KvOptions("f16"))
+    assert 1 << 16 < model.session(kv=KvOptions("f16")).n_ctx < 1 << 29
