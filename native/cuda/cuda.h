@@ -18,7 +18,7 @@ const CudaDevices & cuda_devices();
 // One of them. Throws ModelError when it cannot be started.
 std::unique_ptr<Device> open_cuda_device(int index);
 // What make_codec() (kv/codec.h) gives for such a device.
-std::shared_ptr<const SegmentCodec> make_cuda_codec(Device & device, std::shared_ptr<const Policy> policy,
+std::shared_ptr<const SegmentCodec> make_cuda_codec(Device & device, const std::shared_ptr<const Policy> & policy,
                                                     const HParams & h, OutputNorms & norms);
 
 }  // namespace zipcache

@@ -54,9 +54,9 @@ std::unique_ptr<Device> open_cuda_device(int index) {
     return cuda.library->open(index);
 }
 
-std::shared_ptr<const SegmentCodec> make_cuda_codec(Device & device, std::shared_ptr<const Policy> policy,
+std::shared_ptr<const SegmentCodec> make_cuda_codec(Device & device, const std::shared_ptr<const Policy> & policy,
                                                     const HParams & h, OutputNorms & norms) {
-    return loaded().library->codec(device, std::move(policy), h, norms);
+    return loaded().library->codec(device, policy, h, norms);
 }
 
 }  // namespace zipcache

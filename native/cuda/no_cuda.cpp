@@ -12,7 +12,7 @@ std::unique_ptr<Device> open_cuda_device(int) {
     throw ModelError(cuda_devices().missing);
 }
 
-std::shared_ptr<const SegmentCodec> make_cuda_codec(Device &, std::shared_ptr<const Policy>, const HParams &,
+std::shared_ptr<const SegmentCodec> make_cuda_codec(Device &, const std::shared_ptr<const Policy> &, const HParams &,
                                                     OutputNorms &) {
     throw ModelError(cuda_devices().missing);
 }
