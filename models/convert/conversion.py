@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from .._core import ArgumentError, FileError
+from ..whole_file import replacing
 from .plan import Plan
 from .verify import verify as verify_file
 from .write import write
@@ -21,20 +19,11 @@ def execute(plan: Plan, target: Path, *, threads: int | None, verify: bool, prog
     """Writes a plan's file. What stands at `target`, or nothing, stays until the new file is whole and verified."""
     if not target.name:
         raise FileError(f"the target {target} is a folder; accepted: a file")
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
+    with replacing(target) as part:
         _check_target(plan, target)
         write(plan, part, threads, progress)
         if verify:
             verify_file(plan, part)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(target)
-    except OSError as error:
-        raise FileError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _check_target(plan: Plan, target: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -22,6 +20,7 @@ from . import _core, checks, cli
 from ._core import ArgumentError, FileError, ModelError
 from .options import KvOptions
 from .quantize_plan import ALIASES, MIXES, Facts, Tensor, file_type, find_mix, plan
+from .whole_file import replacing
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, ReaderTensor
@@ -192,15 +191,8 @@ def quantize_file(made: Plan, target: Path, *, threads: int | None = None, progr
     target = Path(checks.path(target, "the target"))
     if not target.name or (target.exists() and target.samefile(made.source)):
         raise ArgumentError(f"the target is {target}, a folder or the source; accepted: another file")
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
+    with replacing(target) as part:
         _write(part, made, _threads(threads), progress or (lambda done: None))
-        part.replace(target)
-    except OSError as error:
-        raise FileError(f"cannot write {target}: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _write(path: Path, made: Plan, threads: int, progress: Progress) -> None:
