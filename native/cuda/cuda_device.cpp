@@ -143,8 +143,8 @@ CudaDevice::~CudaDevice() {
     (void) cudaStreamDestroy(stream_);
 }
 
-std::unique_lock<std::mutex> CudaDevice::turn() const {
-    std::unique_lock<std::mutex> lock(mutex_);
+std::unique_lock<std::recursive_mutex> CudaDevice::turn() const {
+    std::unique_lock<std::recursive_mutex> lock(mutex_);
     check(cudaSetDevice(index_), "choose the device");  // the current device is the thread's
     return lock;
 }
@@ -242,6 +242,28 @@ ggml_tensor * CudaDevice::fill_mask(ggml_context * ctx, ggml_tensor * mask, ggml
     return own_node_inplace(ctx, kFillMask, mask, spans);
 }
 
+// From CUDA's pool, in the order of our stream: nothing waits, as it would for cudaMalloc and cudaFree.
+void * CudaDevice::allocate(size_t n_bytes) {
+    const auto lock = turn();
+    void * memory = nullptr;
+    if (cudaMallocAsync(&memory, n_bytes, stream_) != cudaSuccess) {
+        (void) cudaGetLastError();
+        return nullptr;
+    }
+    return memory;
+}
+
+void CudaDevice::release(void * memory, size_t) {
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    (void) cudaSetDevice(index_);
+    (void) cudaFreeAsync(memory, stream_);
+}
+
+void CudaDevice::clear(void * memory, size_t n_bytes) {
+    const auto lock = turn();
+    check(cudaMemsetAsync(memory, 0, n_bytes, stream_), "clear its memory");
+}
+
 void CudaDevice::copy(void * to, size_t to_stride, const void * from, size_t from_stride, size_t width, size_t n) {
     const auto lock = turn();
     check(cudaMemcpy2DAsync(to, to_stride, from, from_stride, width, n, cudaMemcpyDeviceToDevice, stream_),
@@ -257,7 +279,7 @@ void CudaDevice::read(void * host, const void * from, size_t n_bytes) {
 void CudaDevice::write(void * to, const void * host, size_t n_bytes) {
     const auto lock = turn();
     check(cudaMemcpyAsync(to, host, n_bytes, cudaMemcpyHostToDevice, stream_), "write its memory");
-    wait();
+    // memory that is not pinned was read when that returns; what is pinned is written anew after a graph has ended
 }
 
 const ggml_zipcache_format * CudaDevice::on_device(const ggml_zipcache_format & format) {

@@ -51,12 +51,15 @@ class CudaDevice : public Device {
     std::unique_ptr<Recording> record(ggml_cgraph * graph, const Transfer & in, const Transfer & out) override;
     std::unique_ptr<LayerView> layer_view(const std::vector<const ggml_zipcache_format *> & formats) override;
     ggml_tensor * fill_mask(ggml_context * ctx, ggml_tensor * mask, ggml_tensor * spans) override;
+    void * allocate(size_t n_bytes) override;
+    void release(void * memory, size_t n_bytes) override;
+    void clear(void * memory, size_t n_bytes) override;
     void copy(void * to, size_t to_stride, const void * from, size_t from_stride, size_t width, size_t n) override;
     void read(void * host, const void * from, size_t n_bytes) override;
     void write(void * to, const void * host, size_t n_bytes) override;
 
     // One thread at a time enqueues: what another sent meanwhile would become part of a graph that is being recorded.
-    std::unique_lock<std::mutex> turn() const;
+    std::unique_lock<std::recursive_mutex> turn() const;
     cudaStream_t stream() const { return stream_; }
     // Zeros that one op after the other may use and leaves zeros. Graphs remember where it is: it never moves, a larger
     // one comes beside it.
@@ -78,7 +81,7 @@ class CudaDevice : public Device {
     void wait();
 
     int index_;
-    mutable std::mutex mutex_;
+    mutable std::recursive_mutex mutex_;  // the codec holds it while it gets memory
     GgmlBackend backend_;
     cudaStream_t stream_ = nullptr;
     Event ours_, theirs_;

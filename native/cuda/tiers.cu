@@ -159,8 +159,8 @@ __device__ int64_t tier_bytes(const SegmentSizes & s, int tier, int count) {
 }
 
 // One block: bisects on what the whole segment takes.
-__global__ void fill(SegmentSizes s, int n_kv_heads, int64_t n, const float * k, const float * v, double most_bytes,
-                     uint8_t * tier) {
+__global__ void fill(const __grid_constant__ SegmentSizes s, int n_kv_heads, int64_t n, const float * k,
+                     const float * v, double most_bytes, uint8_t * tier) {
     extern __shared__ int counts[];  // [n_kv_heads, n_tiers]
     __shared__ double low, high, middle;
     float most = 0;
@@ -181,19 +181,18 @@ __global__ void fill(SegmentSizes s, int n_kv_heads, int64_t n, const float * k,
             counts[i] = 0;
         }
         __syncthreads();
-        for (int head = 0; head < n_kv_heads; ++head) {
-            for (int64_t t = threadIdx.x; t < n; t += kThreads) {
-                const int chosen = best_tier(s, k[head * n + t], v[head * n + t], float(middle));
-                atomicAdd(&counts[head * s.n_tiers + chosen], 1);
-            }
+        for (int64_t i = threadIdx.x; i < n_kv_heads * n; i += kThreads) {
+            const int chosen = best_tier(s, k[i], v[i], float(middle));
+            atomicAdd(&counts[i / n * s.n_tiers + chosen], 1);
         }
         __syncthreads();
+        int64_t bytes = 0;
+        for (int i = threadIdx.x; i < n_kv_heads * s.n_tiers; i += kThreads) {
+            bytes += tier_bytes(s, i % s.n_tiers, counts[i]);
+        }
+        bytes = block_all(bytes, Sum());
         if (threadIdx.x == 0) {
-            int64_t bytes = s.fixed;
-            for (int i = 0; i < n_kv_heads * s.n_tiers; ++i) {
-                bytes += tier_bytes(s, i % s.n_tiers, counts[i]);
-            }
-            (double(bytes) <= most_bytes ? high : low) = middle;
+            (double(s.fixed + bytes) <= most_bytes ? high : low) = middle;
         }
     }
     __syncthreads();

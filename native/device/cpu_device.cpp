@@ -4,11 +4,14 @@
 #include <cmath>
 #include <cstring>
 #include <mutex>
+#include <new>
 
 #include "common/error.h"
 
 namespace zipcache {
 namespace {
+
+constexpr size_t kAlign = 64;  // bytes: a cache line, and the widest vector
 
 class CpuRecording : public Recording {
   public:
@@ -118,6 +121,18 @@ std::unique_ptr<LayerView> CpuDevice::layer_view(const std::vector<const ggml_zi
 
 ggml_tensor * CpuDevice::fill_mask(ggml_context * ctx, ggml_tensor * mask, ggml_tensor * spans) {
     return ggml_custom_inplace(ctx, mask, &spans, 1, mask_rows, GGML_N_TASKS_MAX, nullptr);
+}
+
+void * CpuDevice::allocate(size_t n_bytes) {
+    return ::operator new(n_bytes, std::align_val_t(kAlign), std::nothrow);
+}
+
+void CpuDevice::release(void * memory, size_t) {
+    ::operator delete(memory, std::align_val_t(kAlign));
+}
+
+void CpuDevice::clear(void * memory, size_t n_bytes) {
+    std::memset(memory, 0, n_bytes);
 }
 
 void CpuDevice::copy(void * to, size_t to_stride, const void * from, size_t from_stride, size_t width, size_t n) {

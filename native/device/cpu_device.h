@@ -27,6 +27,9 @@ class CpuDevice : public Device {
     std::unique_ptr<Recording> record(ggml_cgraph * graph, const Transfer & in, const Transfer & out) override;
     std::unique_ptr<LayerView> layer_view(const std::vector<const ggml_zipcache_format *> & formats) override;
     ggml_tensor * fill_mask(ggml_context * ctx, ggml_tensor * mask, ggml_tensor * spans) override;
+    void * allocate(size_t n_bytes) override;
+    void release(void * memory, size_t n_bytes) override;
+    void clear(void * memory, size_t n_bytes) override;
     void copy(void * to, size_t to_stride, const void * from, size_t from_stride, size_t width, size_t n) override;
     void read(void * host, const void * from, size_t n_bytes) override;
     void write(void * to, const void * host, size_t n_bytes) override;

@@ -87,6 +87,10 @@ class Device {
     // The node that fills mask [n_keys, n_queries] f16: 0 where spans [2, n_queries] i32 says [first, last), else -inf.
     virtual ggml_tensor * fill_mask(ggml_context * ctx, ggml_tensor * mask, ggml_tensor * spans) = 0;
 
+    // Pieces of its memory that come and go with compressions; null when there is none left.
+    virtual void * allocate(size_t n_bytes) = 0;
+    virtual void release(void * memory, size_t n_bytes) = 0;
+    virtual void clear(void * memory, size_t n_bytes) = 0;  // zeros
     // n pieces of `width` bytes within its memory.
     virtual void copy(void * to, size_t to_stride, const void * from, size_t from_stride, size_t width, size_t n) = 0;
     virtual void read(void * host, const void * from, size_t n_bytes) = 0;

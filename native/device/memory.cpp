@@ -1,5 +1,7 @@
 #include "device/memory.h"
 
+#include <utility>
+
 #include "common/error.h"
 
 namespace zipcache {
@@ -17,16 +19,32 @@ GgmlBuffer allocate(ggml_backend_buffer_type_t type, size_t n_bytes) {
 
 }  // namespace
 
-Bytes::Bytes(const Device & device, size_t n_bytes) : size_(n_bytes) {
-    if (n_bytes > 0) {
-        buffer_ = allocate(device.memory(), n_bytes);
-        data_ = ggml_backend_buffer_get_base(buffer_.get());
+Bytes::Bytes(Device & device, size_t n_bytes) : device_(&device), size_(n_bytes) {
+    data_ = n_bytes > 0 ? device.allocate(n_bytes) : nullptr;
+    if (n_bytes > 0 && !data_) {
+        throw ContextError("not enough memory for " + std::to_string(n_bytes) + " bytes");
+    }
+}
+
+Bytes::Bytes(Bytes && other) noexcept
+    : device_(other.device_), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+Bytes & Bytes::operator=(Bytes && other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+}
+
+Bytes::~Bytes() {
+    if (data_) {
+        device_->release(data_, size_);
     }
 }
 
 void Bytes::clear() {
-    if (buffer_) {
-        ggml_backend_buffer_clear(buffer_.get(), 0);
+    if (data_) {
+        device_->clear(data_, size_);
     }
 }
 

@@ -11,7 +11,10 @@ class Bytes {
   public:
     Bytes() = default;
     // Throws ContextError when memory runs out.
-    Bytes(const Device & device, size_t n_bytes);
+    Bytes(Device & device, size_t n_bytes);
+    Bytes(Bytes && other) noexcept;
+    Bytes & operator=(Bytes && other) noexcept;
+    ~Bytes();
     void clear();
 
     template <class T = uint8_t>
@@ -21,7 +24,7 @@ class Bytes {
     size_t size() const { return size_; }
 
   private:
-    GgmlBuffer buffer_;
+    Device * device_ = nullptr;
     void * data_ = nullptr;
     size_t size_ = 0;
 };
