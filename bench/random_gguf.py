@@ -11,6 +11,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from zipcache_rt import _core
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -50,8 +52,9 @@ def write(path: Path, shape: Shape, kind: gguf.GGMLQuantizationType = gguf.GGMLQ
 
     def matrix(name: str, *sizes: int) -> None:
         if sizes not in made:
+            rows = (-1, sizes[-1])
             values = (random.standard_normal(sizes, np.float32) / np.sqrt(sizes[-1])).astype(np.float32)
-            made[sizes] = gguf.quants.quantize(values, kind)
+            made[sizes] = _core.quantize(values.reshape(rows), kind, 0, name).reshape(*sizes[:-1], -1)
         writer.add_tensor(name, made[sizes], raw_dtype=kind)
 
     matrix("token_embd.weight", shape.vocab, shape.embd)
@@ -87,7 +90,7 @@ def write(path: Path, shape: Shape, kind: gguf.GGMLQuantizationType = gguf.GGMLQ
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--type", default="q8_0", choices=["f16", "q8_0", "q4_0", "q4_1"])
+    parser.add_argument("--type", default="q8_0", choices=["f16", "q8_0", "q4_0", "q4_1", "q4_k", "q6_k"])
     for name, value in vars(Shape()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     args = parser.parse_args()
