@@ -93,4 +93,18 @@ __device__ __forceinline__ float quad_max(float x) {
     return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
 }
 
+// Lets the next launch of the stream begin, if it was made to begin early. What it needs of this one it waits for.
+__device__ __forceinline__ void let_the_next_launch_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Waits for the end of the launch before this one, whose stores are then seen.
+__device__ __forceinline__ void wait_for_the_launch_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 }  // namespace zipcache::cuda

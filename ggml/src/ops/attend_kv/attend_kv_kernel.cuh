@@ -1,5 +1,5 @@
 #pragma once
-// attend_kv in one launch: a block of threads works through its run of items, its warps take units in turn, and who
+// attend_kv in one launch: a block of threads works on its share of an item, its warps take units in turn, and who
 // finishes an item last merges it.
 #include "attend_kv_merge.cuh"
 #include "attend_kv_window.cuh"
@@ -7,40 +7,44 @@
 
 namespace zipcache::cuda {
 
-// The query heads of an item in the space of its segments, in the order of KeyQuery.
+// A query head of an item in the space of its segments; zeros where there is none.
 template <int D>
-__device__ void store_queries(Queries & queries, float * stored) {
-    auto place = [](int row, int channel) {
-        return (channel / 16 * kLanes + row * 4 + channel % 16 / 4) * 4 + channel % 4;
-    };
-    for (int i = threadIdx.x; i < kRows * D; i += blockDim.x) {
-        const bool used = i / D < queries.n_rows;
-        const float divisor = queries.home.divisor ? queries.home.divisor[i % D] : 1.0f;
-        stored[place(i / D, i % D)] = used ? queries.q[i] * queries.scale * divisor : 0.0f;
-    }
-    if (queries.home.rotate) {
-        hadamard_rows<D>(stored, kRows, place);
-    }
-    __syncthreads();
-    const int lane = threadIdx.x % kLanes;
-    for (int row = threadIdx.x / kLanes; row < kRows; row += blockDim.x / kLanes) {
-        float most = 0;
-        for (int c = lane; c < D; c += kLanes) {
-            most = fmaxf(most, fabsf(stored[place(row, c)]));
-        }
+__device__ __forceinline__ void load_row(const AttendParams & p, const Item & item, int row, int lane, Row<D> & x) {
 #pragma unroll
-        for (int step = 1; step < kLanes; step *= 2) {
-            most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
-        }
-        const float up = most > 0 ? kShare / most : 0;
-        for (int c = lane; c < D; c += kLanes) {
-            stored[place(row, c)] *= up;
-        }
-        if (lane == 0) {
-            queries.unit[row] = most / kShare;
+    for (int i = 0; i * kLanes < D; ++i) {
+        const int c = i * kLanes + lane;
+        x[i] = row < item.n_rows && c < D ? p.a.q[(int64_t(item.row) + row) * D + c] : 0;
+        x[i] *= item.k_home.divisor && c < D ? item.k_home.divisor[c] : 1.0f;
+    }
+}
+
+// Stores it in the order of KeyQuery, its largest at kShare.
+template <int D>
+__device__ __forceinline__ void store_row(Queries & queries, float * stored, int row, int lane, Row<D> & x) {
+    if (queries.home.rotate) {
+        warp_hadamard<D>(x, lane);
+    }
+    float most = 0;
+#pragma unroll
+    for (int i = 0; i * kLanes < D; ++i) {
+        x[i] *= queries.scale;
+        most = fmaxf(most, fabsf(x[i]));
+    }
+#pragma unroll
+    for (int step = 1; step < kLanes; step *= 2) {
+        most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
+    }
+    const float up = most > 0 ? kShare / most : 0;
+#pragma unroll
+    for (int i = 0; i * kLanes < D; ++i) {
+        const int c = i * kLanes + lane;
+        if (c < D) {
+            stored[(c / 16 * kLanes + row * 4 + c % 16 / 4) * 4 + c % 4] = x[i] * up;
         }
     }
-    __syncthreads();
+    if (lane == 0) {
+        queries.unit[row] = most / kShare;
+    }
 }
 
 // One warp's units of an item: first, first + step, ... below last. ring: [2, kSlot], the warp's own.
@@ -174,72 +178,78 @@ struct Worker {
 struct Shared {
     Run run;
     Item item;
+    Share share;
     Queries queries;
-    Space v_home;
     Merged merged;
 };
 
-// By one thread.
+// All units of a share. The warps' queries are on their way when the first units are.
 template <int D, bool Any>
-__device__ void open_item(const AttendParams & p, int number, uint32_t stored, Shared & shared) {
-    const Item item = item_at<D>(p, number);
-    Space k_home = {}, v_home = {};
-    if (item.n_blocks > 0) {
-        k_home = item.index->k;
-        v_home = item.index->v;
-        const int64_t channel = int64_t(item.head) * D;
-        k_home.divisor += k_home.divisor ? channel : 0;
-        v_home.divisor += v_home.divisor ? channel : 0;
+__device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared, float * red, float * acc) {
+    using S = Shape<D>;
+    const Item & item = shared.item;
+    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, n_warps = blockDim.x / kLanes;
+    const uint32_t stored = S::ring_bytes(n_warps);
+    const Worker<D, Any> worker = {item,
+                                   shared.queries,
+                                   uint32_t(warp * 2 * S::kSlot),
+                                   uint32_t(stored + S::kQueries + warp * sizeof(HeadRecord)),
+                                   lane,
+                                   p.a.n_kv_heads};
+    Row<D> row;
+    load_row<D>(p, item, warp, lane, row);
+    const int first = unit_at(item, shared.share.from) + warp, last = unit_at(item, shared.share.to);
+    if (first - warp < int(item.window_units)) {
+        wait_for_the_launch_before();  // it stores the newest token
     }
-    // the fast kernel has but one space of queries: what it cannot compute must not look like a result
-    const bool wrong = !Any && item.n_blocks > 0 && !k_home.same;
-    shared.item = item;
-    shared.queries = {p.a.q + int64_t(item.row) * D, item.n_rows, wrong ? NAN : p.a.scale * kLog2e, stored, k_home, {}};
-    shared.v_home = v_home;
+    const Ref ref = worker.begin(first, last);
+    for (int r = warp; r < kRows; r += n_warps) {
+        if (r != warp) {
+            load_row<D>(p, item, r, lane, row);
+        }
+        store_row<D>(shared.queries, acc, r, lane, row);
+    }
+    __syncthreads();
+    Sums<D> sums;
+    sums.clear(item.v_home);
+    worker.run(first, n_warps, last, ref, sums);
+    sums.move_to(item.v_home, lane);
+    merge_warps<D>(sums, item.n_rows, red, acc, shared.merged);
 }
 
 template <int D, bool Any>
 __global__ void __launch_bounds__(Shape<D>::kWarps * kLanes, 1) attend(AttendParams p) {
-    using S = Shape<D>;
     __shared__ Shared shared;
-    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, n_warps = blockDim.x / kLanes;
-    const uint32_t stored = S::ring_bytes(n_warps);
-    float * acc = reinterpret_cast<float *>(shared_bytes() + stored);  // where the stored queries were
     float * red = reinterpret_cast<float *>(shared_bytes());
-    find_run<D>(p, reinterpret_cast<uint32_t *>(shared_bytes()), shared.run);
-    const Run & run = shared.run;
-    uint64_t before = run.before;
-    for (int number = run.item; number < p.n_items && before < run.last; ++number) {
+    const uint32_t stored = Shape<D>::ring_bytes(blockDim.x / kLanes);
+    float * acc = reinterpret_cast<float *>(shared_bytes() + stored);  // where the stored queries were
+    const bool few = few_items(p);
+    if (few) {
+        find_share<D>(p, reinterpret_cast<uint32_t *>(shared_bytes()), shared.item, shared.share);
+    } else {
+        find_run<D>(p, reinterpret_cast<uint32_t *>(shared_bytes()), shared.run);
+    }
+    for (bool first = true; first || !few; first = false) {
         if (threadIdx.x == 0) {
-            open_item<D, Any>(p, number, stored, shared);
+            if (!few) {
+                next_share<D>(p, shared.run, shared.item, shared.share);
+            }
+            const Item & item = shared.item;
+            // the fast kernel has but one space of queries: what it cannot compute must not look like a result
+            const float scale = Any || item.one_space ? p.a.scale * kLog2e : NAN;
+            shared.queries = {p.a.q + int64_t(item.row) * D, item.n_rows, scale, stored, item.k_home, {}};
         }
         __syncthreads();
-        const Item & item = shared.item;
-        const uint64_t cost = item.cost();
-        if (cost > 0) {
-            const uint64_t from = max(run.first, before) - before, to = min(run.last, before + cost) - before;
-            const Worker<D, Any> worker = {item,
-                                           shared.queries,
-                                           uint32_t(warp * 2 * S::kSlot),
-                                           uint32_t(stored + S::kQueries + warp * sizeof(HeadRecord)),
-                                           lane,
-                                           p.a.n_kv_heads};
-            const int first = unit_at(item, uint32_t(from)) + warp, last = unit_at(item, uint32_t(to));
-            const Ref ref = worker.begin(first, last);
-            store_queries<D>(shared.queries, acc);
-            Sums<D> sums;
-            sums.clear(shared.v_home);
-            worker.run(first, n_warps, last, ref, sums);
-            sums.move_to(shared.v_home, lane);
-            merge_warps<D>(sums, item.n_rows, red, acc, shared.merged);
-            const int first_part = run.owner(before), n_parts = run.owner(before + cost - 1) - first_part + 1;
-            if (n_parts == 1 || merge_parts<D>(p, item, first_part, n_parts, acc, shared.merged)) {
-                finish<D>(p, item, shared.v_home, acc, shared.merged);
-            }
+        if (!shared.share.exists(p)) {
+            break;
         }
-        before += cost;
+        work_on<D, Any>(p, shared, red, acc);
+        if (shared.share.n_parts == 1 || merge_parts<D>(p, shared.item, shared.share, red, acc, shared.merged)) {
+            finish<D>(p, shared.item, acc, shared.merged);
+        }
         __syncthreads();
     }
+    wait_for_the_launch_before();
 }
 
 template <int D, bool Any>
@@ -259,8 +269,19 @@ const char * launch(const AttendParams & p, cudaStream_t stream) {
     if (error != cudaSuccess) {
         return cudaGetErrorString(error);
     }
-    attend<D, Any><<<device.multiprocessors, n_warps * kLanes, shared, stream>>>(p);
-    return launch_error();
+    // what does not need the new token begins while append_kv stores it
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(device.multiprocessors);
+    config.blockDim = dim3(n_warps * kLanes);
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = device.starts_early ? 1 : 0;
+    error = cudaLaunchKernelEx(&config, attend<D, Any>, p);
+    return error == cudaSuccess ? launch_error() : cudaGetErrorString(error);
 }
 
 }  // namespace zipcache::cuda
