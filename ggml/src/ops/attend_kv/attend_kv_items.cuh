@@ -1,8 +1,8 @@
 #pragma once
 // Which part of the work is whose. An item is one KV head of one sequence with up to 8 of its query heads. Few items
 // get blocks of threads of their own, each as many as its cost asks for: a block that worked on two would end last by
-// all that an item takes whatever its length. Where there are many, the cost of all is cut into equal runs, one for each
-// block.
+// all that an item takes whatever its length. Where there are many, the cost of all is cut into equal runs, one for
+// each block.
 #include "attend_kv_shape.cuh"
 
 namespace zipcache::cuda {
@@ -23,8 +23,8 @@ struct Item {
     const uint32_t * start;      // [kQuanta + 1] of the head
     const BlockRef * blocks;     // [n_blocks] of the head
     const HeadRecord * records;  // of the head: one in n_kv_heads
-    Space k_home, v_home;  // in which its queries are stored and its sums are given; the divisors are the head's
-    bool one_space;        // all segments store keys in k_home
+    Space k_home, v_home;        // in which its queries are stored and its sums are given; the divisors are the head's
+    bool one_space;              // all segments store keys in k_home
     Seen seen;
     uint32_t window_units, window_cost, n_blocks, packed_cost;
 
@@ -225,8 +225,9 @@ __device__ void next_share(const AttendParams & p, Run & run, Item & item, Share
         run.before += cost;
         if (cost > 0) {
             const int first_part = run.owner(before);
-            share = {item.number, uint32_t(max(run.first, before) - before), uint32_t(min(run.last, before + cost) - before),
-                     first_part, run.owner(before + cost - 1) - first_part + 1};
+            share = {item.number, uint32_t(max(run.first, before) - before),
+                     uint32_t(min(run.last, before + cost) - before), first_part,
+                     run.owner(before + cost - 1) - first_part + 1};
             return;
         }
     }

@@ -190,12 +190,9 @@ __device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared,
     const Item & item = shared.item;
     const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, n_warps = blockDim.x / kLanes;
     const uint32_t stored = S::ring_bytes(n_warps);
-    const Worker<D, Any> worker = {item,
-                                   shared.queries,
-                                   uint32_t(warp * 2 * S::kSlot),
-                                   uint32_t(stored + S::kQueries + warp * sizeof(HeadRecord)),
-                                   lane,
-                                   p.a.n_kv_heads};
+    const Worker<D, Any> worker = {
+        item, shared.queries, uint32_t(warp * 2 * S::kSlot), uint32_t(stored + S::kQueries + warp * sizeof(HeadRecord)),
+        lane, p.a.n_kv_heads};
     Row<D> row;
     load_row<D>(p, item, warp, lane, row);
     const int first = unit_at(item, shared.share.from) + warp, last = unit_at(item, shared.share.to);

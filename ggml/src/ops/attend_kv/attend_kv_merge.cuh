@@ -2,41 +2,9 @@
 // From the sums of warps to an item's result: over the warps of a block, over the blocks that had a part of the item.
 #include "attend_kv_items.cuh"
 #include "attend_kv_values.cuh"
+#include "cuda/row.cuh"
 
 namespace zipcache::cuda {
-
-// A row of a warp: channel 32 i + lane at [i].
-template <int D>
-using Row = float[(D + kLanes - 1) / kLanes];
-
-// Walsh-Hadamard of a row.
-template <int D>
-__device__ __forceinline__ void warp_hadamard(Row<D> & x, int lane) {
-    constexpr int kSize = D & -D, kN = (D + kLanes - 1) / kLanes;
-#pragma unroll
-    for (int half = 1; half < kSize && half < kLanes; half *= 2) {
-#pragma unroll
-        for (int i = 0; i < kN; ++i) {
-            const float other = __shfl_xor_sync(~0u, x[i], half);
-            x[i] = lane & half ? other - x[i] : x[i] + other;
-        }
-    }
-#pragma unroll
-    for (int half = 1; half * kLanes < kSize; half *= 2) {
-#pragma unroll
-        for (int i = 0; i < kN; ++i) {
-            if (!(i & half)) {
-                const float a = x[i], b = x[i | half];
-                x[i] = a + b;
-                x[i | half] = a - b;
-            }
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < kN; ++i) {
-        x[i] *= rsqrtf(float(kSize));
-    }
-}
 
 // An item's sums in shared memory: acc [kRows, D] unnormalized, maximum and sum of each row.
 struct Merged {
