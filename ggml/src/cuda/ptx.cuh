@@ -50,6 +50,11 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void * from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 
+// A line of 128 bytes on its way to the L2 cache.
+__device__ __forceinline__ void fetch_line(const void * at) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+}
+
 __device__ __forceinline__ void commit_copies() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }

@@ -98,11 +98,25 @@ struct Worker {
         }
     }
 
+    // Fetches a block from the device's memory into the L2 cache, two units before it is copied on: slots are too few to
+    // have enough of them under way.
+    __device__ __forceinline__ void fetch(const Ref & ref) const {
+        constexpr uint32_t kLine = 128;
+        const uint8_t * from = ref.data();
+#pragma unroll 2
+        for (uint32_t i = lane * kLine; i < ref.size(); i += kLanes * kLine) {
+            fetch_line(from + i);
+        }
+    }
+
     // Starts copying the first unit, if there is one.
     __device__ __forceinline__ Ref begin(int first, int last) const {
         Ref ref = {};
         if (first < last) {
             ref = ref_of(first);
+            if (!is_window(first)) {
+                copy_record(ref.segment());
+            }
             copy(first, ref, true);
             commit_copies();
             copy(first, ref, false);
@@ -112,13 +126,11 @@ struct Worker {
     }
 
     // The record of a segment, in shared memory: it is read often, and what the cache holds goes by quickly.
-    __device__ __forceinline__ void load_record(uint32_t segment) const {
-        __syncwarp();
+    __device__ __forceinline__ void copy_record(uint32_t segment) const {
         if (lane < int(sizeof(HeadRecord) / sizeof(uint4))) {
             const auto * from = reinterpret_cast<const uint4 *>(item.records + int64_t(segment) * n_kv_heads);
-            reinterpret_cast<uint4 *>(shared_bytes() + record)[lane] = from[lane];
+            copy_async(shared_address(shared_bytes()) + record + lane * sizeof(uint4), from + lane);
         }
-        __syncwarp();
     }
 
     // ref: what begin() gave.
@@ -126,13 +138,12 @@ struct Worker {
         KeyQuery<D> query;
         const uint32_t keys = ring, values = ring + Shape<D>::kSlot;
         const auto & r = in_shared<HeadRecord>(record);
-        uint32_t segment = ~0u;
-        Ref next = {};
+        uint32_t segment = is_window(first) ? ~0u : ref.segment();  // whose record is there, or on its way
+        Ref next = first + step < last ? ref_of(first + step) : Ref{};
+        fetch(next);
         for (int unit = first; unit < last; unit += step) {
             const bool more = unit + step < last;
-            if (more) {
-                next = ref_of(unit + step);
-            }
+            const Ref after = unit + 2 * step < last ? ref_of(unit + 2 * step) : Ref{};
             if (is_window(unit)) {
                 wait_copies<1>();
                 __syncwarp();
@@ -143,9 +154,12 @@ struct Worker {
             } else {
                 if (ref.segment() != segment) {
                     segment = ref.segment();
-                    load_record(segment);
+                    copy_record(segment);
+                    commit_copies();
+                    wait_copies<0>();
+                } else {
+                    wait_copies<1>();
                 }
-                wait_copies<1>();
                 __syncwarp();
                 float s[16];
                 prepare_query<D, Any>(queries, r, ref, keys, lane, query);
@@ -155,7 +169,9 @@ struct Worker {
                 add_values<D, Any>({r, ref, values, ref.n_steps()}, s, lane, sums);
             }
             advance(unit + step, more, next, false);
+            fetch(after);
             ref = next;
+            next = after;
         }
         wait_copies<0>();
     }
@@ -195,6 +211,9 @@ __device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared,
         lane, p.a.n_kv_heads};
     Row<D> row;
     load_row<D>(p, item, warp, lane, row);
+    if (item.v_home.divisor && lane * 32 < D) {  // read at the end
+        fetch_line(item.v_home.divisor + lane * 32);
+    }
     const int first = unit_at(item, shared.share.from) + warp, last = unit_at(item, shared.share.to);
     if (first - warp < int(item.window_units)) {
         wait_for_the_launch_before();  // it stores the newest token

@@ -16,7 +16,7 @@ constexpr int kQuanta = 1024;
 
 // Bytes, and what a block costs whatever its bytes: its parameters, softmax, merging.
 constexpr uint32_t block_cost(int64_t bytes) {
-    return static_cast<uint32_t>(bytes) + 2560;
+    return static_cast<uint32_t>(bytes) + 10000;
 }
 
 struct Before {
