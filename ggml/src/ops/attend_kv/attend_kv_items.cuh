@@ -19,6 +19,7 @@ __device__ __forceinline__ Seen seen_of(const AttendParams & p, const ggml_zipca
 
 struct Item {
     int number, head, row, n_rows;  // KV head; its first query head, how many
+    int probe_slot;                 // where the queries are left; below 0: nowhere
     const ggml_zipcache_cuda_sequence * sequence;
     const uint32_t * start;      // [kQuanta + 1] of the head
     const BlockRef * blocks;     // [n_blocks] of the head
@@ -27,6 +28,7 @@ struct Item {
     bool one_space;              // all segments store keys in k_home
     Seen seen;
     uint32_t window_units, window_cost, n_blocks, packed_cost;
+    float quanta_by_cost;  // kQuanta / packed_cost
 
     __device__ __forceinline__ uint32_t cost() const { return window_units * window_cost + packed_cost; }
     __device__ __forceinline__ int n_units() const { return window_units + n_blocks; }
@@ -49,9 +51,12 @@ __device__ Item item_at(const AttendParams & p, int number) {
     item.n_rows = min(kRows, group - pass * kRows);
     item.seen = seen_of(p, *item.sequence);
     const auto * index = reinterpret_cast<const IndexHeader *>(item.sequence->index);
+    item.probe_slot =
+        item.sequence->probe_slot && item.seen.last > 0 ? item.sequence->probe_slot[item.seen.last - 1] : -1;
     item.window_units = (item.seen.last - item.seen.first + kWindowTokens - 1) / kWindowTokens;
     item.window_cost = block_cost(kWindowTokens * D * 4);
     item.n_blocks = item.packed_cost = 0;
+    item.quanta_by_cost = 0;
     item.k_home = item.v_home = {};
     item.one_space = true;
     item.start = nullptr;
@@ -67,6 +72,7 @@ __device__ Item item_at(const AttendParams & p, int number) {
         item.blocks = index_at<BlockRef>(index, header.blocks) + int64_t(item.head) * header.max_blocks;
         item.records = index_at<HeadRecord>(index, header.records) + item.head;
         if (item.n_blocks > 0) {
+            item.quanta_by_cost = __fdividef(float(kQuanta), float(item.packed_cost));
             const int64_t channel = int64_t(item.head) * D;
             item.k_home = header.k;
             item.v_home = header.v;
@@ -88,8 +94,8 @@ __device__ __forceinline__ int unit_at(const Item & item, uint32_t at) {
         return int((at + item.window_cost - 1) / item.window_cost);
     }
     // roughly: who begins there and who ends there round alike
-    const float share = float(at - window) / float(item.packed_cost) * kQuanta;
-    return int(item.window_units + item.start[min(uint32_t(share), uint32_t(kQuanta))]);
+    const auto quantum = uint32_t(float(at - window) * item.quanta_by_cost);
+    return int(item.window_units + item.start[min(quantum, uint32_t(kQuanta))]);
 }
 
 // A block's part of an item.
@@ -143,7 +149,7 @@ __device__ void find_share(const AttendParams & p, uint32_t * work, Item & item,
         for (int i = 0; i < p.n_items; ++i) {
             total += float(work[i]);
         }
-        const float spare_by_cost = float(int(gridDim.x) - p.n_items) / total * (1 - 1e-5f);
+        const float spare_by_cost = __fdividef(float(int(gridDim.x) - p.n_items), total) * (1 - 1e-5f);
         int first = 0;
         for (int i = 0; i < own; ++i) {
             first += blocks_for(work[i], work[p.n_items + i], spare_by_cost);

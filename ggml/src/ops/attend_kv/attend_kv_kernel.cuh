@@ -34,7 +34,7 @@ __device__ __forceinline__ void store_row(Queries & queries, float * stored, int
     for (int step = 1; step < kLanes; step *= 2) {
         most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
     }
-    const float up = most > 0 ? kShare / most : 0;
+    const float up = most > 0 ? __fdividef(kShare, most) : 0;
 #pragma unroll
     for (int i = 0; i * kLanes < D; ++i) {
         const int c = i * kLanes + lane;
@@ -47,11 +47,24 @@ __device__ __forceinline__ void store_row(Queries & queries, float * stored, int
     }
 }
 
+// A warp's copies of blocks in whole pieces: a barrier for each of its two slots, and the parity of what comes next.
+struct Arrivals {
+    uint32_t barriers;    // address in shared memory of two of 8 bytes: keys, values
+    uint32_t parity = 0;  // bit 0: of keys; bit 1: of values
+
+    __device__ __forceinline__ uint32_t barrier(bool key) const { return barriers + (key ? 0 : 8); }
+    __device__ __forceinline__ void wait(bool key) {
+        wait_arrival(barrier(key), key ? parity & 1 : parity >> 1);
+        parity ^= key ? 1 : 2;
+    }
+};
+
 // One warp's units of an item: first, first + step, ... below last. ring: [2, kSlot], the warp's own.
 template <int D, bool Any>
 struct Worker {
     const Item & item;
     const Queries & queries;
+    Arrivals & arrivals;
     uint32_t ring, record;  // offsets in shared memory
     int lane;
     int n_kv_heads;
@@ -76,37 +89,48 @@ struct Worker {
                      first_token(unit), item.seen.last, lane);
     }
 
-    __device__ __forceinline__ void copy(int unit, const Ref & ref, bool key) const {
-        if (is_window(unit)) {
-            copy_window(unit, key);
-            return;
-        }
+    // A half of a block: codes and parameters, of values also the pairs that all heads share.
+    __device__ __forceinline__ void copy_block(const Ref & ref, bool key) const {
         const uint32_t first = key ? 0 : ref.v_codes(), n = key ? ref.v_codes() : ref.size() - first;
         const uint32_t slot = shared_address(shared_bytes()) + ring + (key ? 0 : Shape<D>::kSlot);
-        const uint8_t * from = ref.data() + first;
-#pragma unroll 1
-        for (uint32_t base = lane * 16; base < n; base += 4 * kLanes * 16) {
-#pragma unroll
-            for (uint32_t i = base; i < base + 4 * kLanes * 16; i += kLanes * 16) {
-                if (i < n) {
-                    copy_async(slot + i, from + i);
+        const uint32_t pairs = !key && ref.v_pairs() > 0 ? ref.n_steps() * kStep * uint32_t(sizeof(format::Pair)) : 0;
+        const uint32_t pairs_slot = slot + ref.v_params() - first;
+        const uint8_t *from = ref.data() + first, *pairs_from = ref.data() - ref.v_pairs();
+        if constexpr (kBulkCopies) {
+            if (lane == 0) {
+                expect_bytes(arrivals.barrier(key), n + pairs);
+                copy_bulk(slot, from, n, arrivals.barrier(key));
+                if (pairs > 0) {
+                    copy_bulk(pairs_slot, pairs_from, pairs, arrivals.barrier(key));
                 }
             }
+            return;
         }
-        if (!key && ref.v_pairs() > 0 && lane < ref.n_steps() * 4) {  // four pairs a lane
-            copy_async(slot + ref.v_params() - first + lane * 16, ref.data() - ref.v_pairs() + lane * 16);
+        constexpr uint32_t kPiece = 16;
+        for (uint32_t i = lane * kPiece; i < n; i += kLanes * kPiece) {
+            copy_async(slot + i, from + i);
+        }
+        for (uint32_t i = lane * kPiece; i < pairs; i += kLanes * kPiece) {
+            copy_async(pairs_slot + i, pairs_from + i);
         }
     }
 
-    // Fetches a block from the device's memory into the L2 cache, two units before it is copied on: slots are too few to
-    // have enough of them under way.
-    __device__ __forceinline__ void fetch(const Ref & ref) const {
-        constexpr uint32_t kLine = 128;
-        const uint8_t * from = ref.data();
-#pragma unroll 2
-        for (uint32_t i = lane * kLine; i < ref.size(); i += kLanes * kLine) {
-            fetch_line(from + i);
+    __device__ __forceinline__ void copy(int unit, const Ref & ref, bool key) const {
+        if (is_window(unit)) {
+            copy_window(unit, key);
+        } else {
+            copy_block(ref, key);
         }
+    }
+
+    // Waits for a half of the unit: all groups of copies but the newest, or what arrives in whole.
+    __device__ __forceinline__ void wait_for(bool window, bool key) const {
+        if (kBulkCopies && !window) {
+            arrivals.wait(key);
+        } else {
+            wait_copies<1>();
+        }
+        __syncwarp();
     }
 
     // Starts copying the first unit, if there is one.
@@ -139,54 +163,53 @@ struct Worker {
         const uint32_t keys = ring, values = ring + Shape<D>::kSlot;
         const auto & r = in_shared<HeadRecord>(record);
         uint32_t segment = is_window(first) ? ~0u : ref.segment();  // whose record is there, or on its way
-        Ref next = first + step < last ? ref_of(first + step) : Ref{};
-        fetch(next);
+        Ref next = {};
         for (int unit = first; unit < last; unit += step) {
             const bool more = unit + step < last;
-            const Ref after = unit + 2 * step < last ? ref_of(unit + 2 * step) : Ref{};
+            if (more) {
+                next = ref_of(unit + step);
+            }
             if (is_window(unit)) {
-                wait_copies<1>();
-                __syncwarp();
+                wait_for(true, true);
                 float s[8];
                 window_logits<D>(queries, keys, item.seen.last - first_token(unit), lane, s);
+                before_bulk_copies();
                 advance(unit + step, more, next, true);
+                wait_for(true, false);
                 add_window<D>(values, s, lane, sums);
+                before_bulk_copies();
             } else {
                 if (ref.segment() != segment) {
                     segment = ref.segment();
                     copy_record(segment);
                     commit_copies();
                     wait_copies<0>();
-                } else {
-                    wait_copies<1>();
+                } else if (kBulkCopies) {
+                    wait_copies<0>();  // the first one's record
                 }
-                __syncwarp();
+                wait_for(false, true);
                 float s[16];
                 prepare_query<D, Any>(queries, r, ref, keys, lane, query);
                 key_logits<D, Any>(query, r, ref, keys, lane, s);
                 advance(unit + step, more, next, true);
                 hide(r, ref, lane, s);
+                wait_for(false, false);
                 add_values<D, Any>({r, ref, values, ref.n_steps()}, s, lane, sums);
             }
             advance(unit + step, more, next, false);
-            fetch(after);
             ref = next;
-            next = after;
         }
         wait_copies<0>();
     }
 
-    // After keys: their slot takes the next unit's, and this one's values are there. After values: likewise.
+    // A slot that was read takes the same half of the next unit. Windows count groups of copies, so that every half is
+    // one.
     __device__ __forceinline__ void advance(int unit, bool more, const Ref & next, bool key) const {
         __syncwarp();
         if (more) {
             copy(unit, next, key);
         }
         commit_copies();
-        if (key) {
-            wait_copies<1>();
-            __syncwarp();
-        }
     }
 };
 
@@ -201,14 +224,19 @@ struct Shared {
 
 // All units of a share. The warps' queries are on their way when the first units are.
 template <int D, bool Any>
-__device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared, float * red, float * acc) {
+__device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared, Arrivals & arrivals, float * red,
+                                        float * acc) {
     using S = Shape<D>;
     const Item & item = shared.item;
     const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, n_warps = blockDim.x / kLanes;
     const uint32_t stored = S::ring_bytes(n_warps);
-    const Worker<D, Any> worker = {
-        item, shared.queries, uint32_t(warp * 2 * S::kSlot), uint32_t(stored + S::kQueries + warp * sizeof(HeadRecord)),
-        lane, p.a.n_kv_heads};
+    const Worker<D, Any> worker = {item,
+                                   shared.queries,
+                                   arrivals,
+                                   uint32_t(warp * 2 * S::kSlot),
+                                   uint32_t(stored + S::kQueries + warp * sizeof(HeadRecord)),
+                                   lane,
+                                   p.a.n_kv_heads};
     Row<D> row;
     load_row<D>(p, item, warp, lane, row);
     if (item.v_home.divisor && lane * 32 < D) {  // read at the end
@@ -239,6 +267,12 @@ __global__ void __launch_bounds__(Shape<D>::kWarps * kLanes, 1) attend(AttendPar
     float * red = reinterpret_cast<float *>(shared_bytes());
     const uint32_t stored = Shape<D>::ring_bytes(blockDim.x / kLanes);
     float * acc = reinterpret_cast<float *>(shared_bytes() + stored);  // where the stored queries were
+    __shared__ uint64_t barriers[Shape<D>::kWarps][2];
+    Arrivals arrivals = {shared_address(barriers[threadIdx.x / kLanes])};
+    if (threadIdx.x % kLanes == 0) {
+        make_arrival(arrivals.barrier(true));
+        make_arrival(arrivals.barrier(false));
+    }
     const bool few = few_items(p);
     if (few) {
         find_share<D>(p, reinterpret_cast<uint32_t *>(shared_bytes()), shared.item, shared.share);
@@ -255,11 +289,12 @@ __global__ void __launch_bounds__(Shape<D>::kWarps * kLanes, 1) attend(AttendPar
             const float scale = Any || item.one_space ? p.a.scale * kLog2e : NAN;
             shared.queries = {p.a.q + int64_t(item.row) * D, item.n_rows, scale, stored, item.k_home, {}};
         }
+        before_bulk_copies();
         __syncthreads();
         if (!shared.share.exists(p)) {
             break;
         }
-        work_on<D, Any>(p, shared, red, acc);
+        work_on<D, Any>(p, shared, arrivals, red, acc);
         if (shared.share.n_parts == 1 || merge_parts<D>(p, shared.item, shared.share, red, acc, shared.merged)) {
             finish<D>(p, shared.item, acc, shared.merged);
         }

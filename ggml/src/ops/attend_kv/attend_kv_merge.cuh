@@ -87,10 +87,9 @@ __device__ bool merge_parts(const AttendParams & p, const Item & item, const Sha
         const int r = threadIdx.x;
         reinterpret_cast<float2 *>(own + kRows * D)[r] = {merged.maximum[r], merged.sum[r]};
     }
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        last = atomicAdd(&p.arrived[item.number], 1u) + 1 == uint32_t(share.n_parts);
+        last = count_arrival(&p.arrived[item.number]) + 1 == uint32_t(share.n_parts);
         if (last) {
             p.arrived[item.number] = 0;
         }
@@ -99,7 +98,6 @@ __device__ bool merge_parts(const AttendParams & p, const Item & item, const Sha
     if (!last) {
         return false;
     }
-    __threadfence();
     float * sum = weight + share.n_parts * kRows;
     for (int i = threadIdx.x; i < share.n_parts * kRows; i += blockDim.x) {
         const float * part = part_at<D>(p, item, share.first_part + i / kRows);
@@ -150,7 +148,7 @@ __device__ bool merge_parts(const AttendParams & p, const Item & item, const Sha
 template <int D>
 __device__ void finish(const AttendParams & p, const Item & item, const float * acc, const Merged & merged) {
     const auto & s = *item.sequence;
-    const int slot = s.probe_slot ? s.probe_slot[item.seen.last - 1] : -1;
+    const int slot = item.probe_slot;
     const int64_t first = int64_t(item.row) * D, head = item.row % p.a.n_heads;
     const int lane = threadIdx.x % kLanes;
     for (int r = threadIdx.x / kLanes; r < item.n_rows; r += blockDim.x / kLanes) {
@@ -163,7 +161,7 @@ __device__ void finish(const AttendParams & p, const Item & item, const float * 
         if (item.v_home.rotate) {
             warp_hadamard<D>(x, lane);
         }
-        const float up = 1 / merged.sum[r];
+        const float up = __fdividef(1, merged.sum[r]);
         for (int i = 0; i * kLanes < D; ++i) {
             const int c = i * kLanes + lane;
             if (c < D) {
