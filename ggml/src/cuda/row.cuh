@@ -32,7 +32,7 @@ __device__ __forceinline__ void warp_hadamard(Row<D> & x, int lane) {
     }
 #pragma unroll
     for (int i = 0; i < kN; ++i) {
-        x[i] *= rsqrtf(float(kSize));
+        x[i] *= 1.0f / sqrtf(float(kSize));
     }
 }
 

@@ -19,7 +19,6 @@ __device__ __forceinline__ Seen seen_of(const AttendParams & p, const ggml_zipca
 
 struct Item {
     int number, head, row, n_rows;  // KV head; its first query head, how many
-    int probe_slot;                 // where the queries are left; below 0: nowhere
     const ggml_zipcache_cuda_sequence * sequence;
     const uint32_t * start;      // [kQuanta + 1] of the head
     const BlockRef * blocks;     // [n_blocks] of the head
@@ -51,8 +50,6 @@ __device__ Item item_at(const AttendParams & p, int number) {
     item.n_rows = min(kRows, group - pass * kRows);
     item.seen = seen_of(p, *item.sequence);
     const auto * index = reinterpret_cast<const IndexHeader *>(item.sequence->index);
-    item.probe_slot =
-        item.sequence->probe_slot && item.seen.last > 0 ? item.sequence->probe_slot[item.seen.last - 1] : -1;
     item.window_units = (item.seen.last - item.seen.first + kWindowTokens - 1) / kWindowTokens;
     item.window_cost = block_cost(kWindowTokens * D * 4);
     item.n_blocks = item.packed_cost = 0;

@@ -133,20 +133,15 @@ struct Worker {
         __syncwarp();
     }
 
-    // Starts copying the first unit, if there is one.
-    __device__ __forceinline__ Ref begin(int first, int last) const {
-        Ref ref = {};
-        if (first < last) {
-            ref = ref_of(first);
-            if (!is_window(first)) {
-                copy_record(ref.segment());
-            }
-            copy(first, ref, true);
-            commit_copies();
-            copy(first, ref, false);
-            commit_copies();
+    // Starts copying the first unit.
+    __device__ __forceinline__ void begin(int first, const Ref & ref) const {
+        if (!is_window(first)) {
+            copy_record(ref.segment());
         }
-        return ref;
+        copy(first, ref, true);
+        commit_copies();
+        copy(first, ref, false);
+        commit_copies();
     }
 
     // The record of a segment, in shared memory: it is read often, and what the cache holds goes by quickly.
@@ -157,7 +152,7 @@ struct Worker {
         }
     }
 
-    // ref: what begin() gave.
+    // ref: the first unit's.
     __device__ __forceinline__ void run(int first, int step, int last, Ref ref, Sums<D> & sums) const {
         KeyQuery<D> query;
         const uint32_t keys = ring, values = ring + Shape<D>::kSlot;
@@ -239,21 +234,28 @@ __device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared,
                                    p.a.n_kv_heads};
     Row<D> row;
     load_row<D>(p, item, warp, lane, row);
-    if (item.v_home.divisor && lane * 32 < D) {  // read at the end
+    const auto & sequence = *item.sequence;
+    if (item.v_home.divisor && lane * 32 < D) {  // read at the end, as the next is
         fetch_line(item.v_home.divisor + lane * 32);
     }
-    const int first = unit_at(item, shared.share.from) + warp, last = unit_at(item, shared.share.to);
-    if (first - warp < int(item.window_units)) {
-        wait_for_the_launch_before();  // it stores the newest token
+    if (sequence.probe_slot && lane == 0) {
+        fetch_line(sequence.probe_slot + item.seen.last - 1);
     }
-    const Ref ref = worker.begin(first, last);
+    const int first = unit_at(item, shared.share.from) + warp, last = unit_at(item, shared.share.to);
+    const Ref ref = first < last ? worker.ref_of(first) : Ref{};
     for (int r = warp; r < kRows; r += n_warps) {
         if (r != warp) {
             load_row<D>(p, item, r, lane, row);
         }
         store_row<D>(shared.queries, acc, r, lane, row);
     }
+    if (first - warp < int(item.window_units)) {
+        wait_for_the_launch_before();  // it stores the newest token
+    }
     __syncthreads();
+    if (first < last) {  // behind all warps' references, which would come late behind some warps' blocks
+        worker.begin(first, ref);
+    }
     Sums<D> sums;
     sums.clear(item.v_home);
     worker.run(first, n_warps, last, ref, sums);

@@ -98,6 +98,18 @@ __device__ bool merge_parts(const AttendParams & p, const Item & item, const Sha
     if (!last) {
         return false;
     }
+    // on their way while the weights are found: as many values as a thread has room for
+    constexpr int kAhead = 16;
+    const float * from = part_at<D>(p, item, share.first_part);
+    auto value = [&](int i, int k) {
+        return __ldcg(reinterpret_cast<const float4 *>(from + int64_t(k) * kRows * (D + 2) + i));
+    };
+    float4 ahead[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+        const bool there = k < share.n_parts && int(threadIdx.x) * 4 < n_values;
+        ahead[k] = there ? value(threadIdx.x * 4, k) : float4{};
+    }
     float * sum = weight + share.n_parts * kRows;
     for (int i = threadIdx.x; i < share.n_parts * kRows; i += blockDim.x) {
         const float * part = part_at<D>(p, item, share.first_part + i / kRows);
@@ -131,12 +143,16 @@ __device__ bool merge_parts(const AttendParams & p, const Item & item, const Sha
     }
     __syncthreads();
     for (int i = threadIdx.x * 4; i < n_values; i += blockDim.x * 4) {
-        const float * from = part_at<D>(p, item, share.first_part) + i;
         float4 out = {};
-#pragma unroll 8
-        for (int k = 0; k < share.n_parts; ++k) {
-            const float4 x = __ldcg(reinterpret_cast<const float4 *>(from + int64_t(k) * kRows * (D + 2)));
-            add_weighted(out, weight[k * kRows + i / D], x);
+#pragma unroll
+        for (int k = 0; k < kAhead; ++k) {
+            if (k < share.n_parts) {
+                add_weighted(out, weight[k * kRows + i / D], i == int(threadIdx.x) * 4 ? ahead[k] : value(i, k));
+            }
+        }
+#pragma unroll 4
+        for (int k = kAhead; k < share.n_parts; ++k) {
+            add_weighted(out, weight[k * kRows + i / D], value(i, k));
         }
         *reinterpret_cast<float4 *>(acc + i) = out;
     }
@@ -148,7 +164,7 @@ __device__ bool merge_parts(const AttendParams & p, const Item & item, const Sha
 template <int D>
 __device__ void finish(const AttendParams & p, const Item & item, const float * acc, const Merged & merged) {
     const auto & s = *item.sequence;
-    const int slot = item.probe_slot;
+    const int slot = s.probe_slot ? s.probe_slot[item.seen.last - 1] : -1;
     const int64_t first = int64_t(item.row) * D, head = item.row % p.a.n_heads;
     const int lane = threadIdx.x % kLanes;
     for (int r = threadIdx.x / kLanes; r < item.n_rows; r += blockDim.x / kLanes) {

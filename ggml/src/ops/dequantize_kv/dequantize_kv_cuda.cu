@@ -3,6 +3,7 @@
 
 #include "cuda/launch.h"
 #include "cuda/places.cuh"
+#include "cuda/row.cuh"
 #include "ggml-zipcache-cuda.h"
 
 namespace zipcache::cuda {
@@ -45,21 +46,30 @@ __device__ uint32_t codes_of(const uint8_t * codes, const format::Planes & plane
     return all;
 }
 
-// A block's rows before they are turned back, x [n_places, dim + 1]. A warp takes a register of all lanes at a time.
-__device__ void decode_block(const FoundBlock & b, const SidePlace & side, const ParamReader & params, int dim,
-                             bool key, float * x) {
-    const int bits = side.how.bits[b.tier], lane = threadIdx.x % kLanes, stride = dim + 1;
+// Parameters of a block's channels or tokens, in the order of its entries, in shared memory: each serves many codes.
+__device__ void read_params(const SidePlace & side, const ParamReader & params, Value * values) {
+    for (int i = threadIdx.x; i < side.n; i += blockDim.x) {
+        values[i] = params.at(i);
+    }
+}
+
+// A block's rows before they are turned back, x [n_places, D + 1]. A warp takes a register of all lanes at a time.
+template <int D>
+__device__ void decode_block(const FoundBlock & b, const SidePlace & side, const Value * values, bool key, float * x) {
+    constexpr int kRegs = D / 8;
+    const int bits = side.how.bits[b.tier], lane = threadIdx.x % kLanes, stride = D + 1;
     const format::Planes planes = cuda_planes(bits);
-    const int n_regs = dim / 8, n = b.n_places / kStep * n_regs;
+    const int n = b.n_places / kStep * kRegs;
     for (int i = threadIdx.x / kLanes; i < n; i += blockDim.x / kLanes) {
-        const int step = i / n_regs, reg = i % n_regs;
-        const uint32_t codes = bits > 0 ? codes_of(side.codes, planes, step, reg, lane, b.n_places, dim) : 0;
+        const int step = i / kRegs, reg = i % kRegs;
+        const uint32_t codes = bits > 0 ? codes_of(side.codes, planes, step, reg, lane, b.n_places, D) : 0;
+#pragma unroll
         for (int j = 0; j < 4; ++j) {
-            const int place = step * kStep + (key ? reg / (dim / 16) * 8 + lane / 4 : j / 2 * 8 + lane % 4 * 2 + j % 2);
-            const int channel = key ? reg % (dim / 16) * 16 + lane % 4 * 4 + j : reg * 8 + lane / 4;
+            const int place = step * kStep + (key ? reg / (D / 16) * 8 + lane / 4 : j / 2 * 8 + lane % 4 * 2 + j % 2);
+            const int channel = key ? reg % (D / 16) * 16 + lane % 4 * 4 + j : reg * 8 + lane / 4;
             float value = 0;
             if (bits > 0 && place < b.n) {
-                const Value v = params.at(side.entry(place, channel, b.n_places, dim));
+                const Value v = values[side.entry(place, channel, b.n_places, D)];
                 value = v.scale * float(codes >> 8 * j & 255u) + v.min;
             }
             x[place * stride + channel] = value;
@@ -68,9 +78,13 @@ __device__ void decode_block(const FoundBlock & b, const SidePlace & side, const
 }
 
 // grid [max_blocks, n_kv_heads, 2 sides]
+template <int D>
 __global__ void decode(Task t, ggml_zipcache_cuda_rows_out rows) {
-    extern __shared__ float x[];  // [n_places, dim + 1]
-    const int head = blockIdx.y, dim = t.f.head_dim, stride = dim + 1;
+    constexpr int kStride = D + 1,
+                  kMostEntries = format::kGroup * (D / 32 > 1 ? D / 32 : 1) > D ? format::kGroup * (D / 32) : D;
+    extern __shared__ float x[];  // [n_places, D + 1]
+    __shared__ Value values[kMostEntries];
+    const int head = blockIdx.y, lane = threadIdx.x % kLanes;
     const bool key = blockIdx.z == 0;
     const SegmentLayout l = t.layout();
     const uint32_t * table = t.table(l, head);
@@ -82,28 +96,51 @@ __global__ void decode(Task t, ggml_zipcache_cuda_rows_out rows) {
     const auto & units = *reinterpret_cast<const format::HeadUnits *>(table + 2 * t.f.n_tiers);
     const ParamReader params(side.how, b.tier, side.params, side.n, key ? units.k_range : units.v_range,
                              key ? units.k_mid : units.v_mid);
-    decode_block(b, side, params, dim, key, x);
-    __syncthreads();
-    if (side.how.rotate) {
-        rotate_rows(x, b.n, stride, dim);
-        __syncthreads();
+    if (side.how.bits[b.tier] > 0) {
+        read_params(side, params, values);
     }
+    __syncthreads();
+    decode_block<D>(b, side, values, key, x);
     const float * divisor = key ? rows.k_divisor : rows.v_divisor;
-    auto * to = reinterpret_cast<__half *>(key ? rows.k : rows.v) + head * rows.stride * dim;
+    Row<D> scale;
+#pragma unroll
+    for (int i = 0; i * kLanes < D; ++i) {
+        const int c = i * kLanes + lane;
+        scale[i] = divisor && c < D ? divisor[head * D + c] : 1.0f;
+    }
+    auto * to = reinterpret_cast<__half *>(key ? rows.k : rows.v) + head * rows.stride * D;
     const uint32_t * token = t.tokens(head) + b.place;
-    const int lane = threadIdx.x % kLanes;
+    __syncthreads();
     for (int place = threadIdx.x / kLanes; place < b.n; place += blockDim.x / kLanes) {
-        const int64_t row = token[place];
-        for (int c = 2 * lane; c < dim; c += 2 * kLanes) {
-            const float first = divisor ? divisor[head * dim + c] : 1.0f;
-            const float second = divisor ? divisor[head * dim + c + 1] : 1.0f;
-            const float * from = x + place * stride + c;
-            *reinterpret_cast<__half2 *>(to + row * dim + c) = __floats2half2_rn(from[0] * first, from[1] * second);
+        Row<D> row;
+#pragma unroll
+        for (int i = 0; i * kLanes < D; ++i) {
+            const int c = i * kLanes + lane;
+            row[i] = c < D ? x[place * kStride + c] : 0.0f;
+        }
+        if (side.how.rotate) {
+            warp_hadamard<D>(row, lane);
+        }
+        const int64_t at = token[place];
+#pragma unroll
+        for (int i = 0; i * kLanes < D; ++i) {
+            const int c = i * kLanes + lane;
+            if (c < D) {
+                to[at * D + c] = __float2half_rn(row[i] * scale[i]);
+            }
         }
         if (rows.kept && key && lane == 0) {
-            rows.kept[head * t.n_tokens + row] = 1;
+            rows.kept[head * t.n_tokens + at] = 1;
         }
     }
+}
+
+template <int D>
+void launch_decode(const Task & task, const ggml_zipcache_cuda_rows_out & rows, cudaStream_t stream) {
+    const int shared = format::kGroup * (D + 1) * int(sizeof(float));
+    cudaFuncSetAttribute(decode<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    const dim3 blocks(unsigned(ggml_zipcache_cuda_max_blocks(&task.f, task.n_tokens)), task.f.n_kv_heads, 2);
+    decode<D><<<blocks, kThreads, shared, stream>>>(task, rows);
 }
 
 __global__ void positions(Task t, uint16_t * position) {
@@ -169,10 +206,13 @@ const char * ggml_zipcache_cuda_dequantize_kv(const ggml_zipcache_format * forma
     if (rows->kept) {
         cudaMemsetAsync(rows->kept, 0, f.n_kv_heads * rows->n_tokens, at);
     }
-    const int shared = int(step_places(f.group)) * (f.head_dim + 1) * int(sizeof(float));
-    cudaFuncSetAttribute(decode, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    const dim3 blocks(unsigned(ggml_zipcache_cuda_max_blocks(format, rows->n_tokens)), f.n_kv_heads, 2);
-    decode<<<blocks, kThreads, shared, at>>>(task, *rows);
+    switch (f.head_dim) {  // those that format_error lets pass
+        case 64: launch_decode<64>(task, *rows, at); break;
+        case 80: launch_decode<80>(task, *rows, at); break;
+        case 96: launch_decode<96>(task, *rows, at); break;
+        case 128: launch_decode<128>(task, *rows, at); break;
+        default: launch_decode<256>(task, *rows, at); break;
+    }
     return launch_error();
 }
 
