@@ -104,6 +104,19 @@ class Generation(Iterator[Piece]):
         return self._finish_reason
 
 
+def generate_together(replies: Sequence[Generation]) -> Iterator[tuple[int, Piece]]:
+    """The pieces of several replies as they come, each with the number of its reply. A step of all is one pass."""
+    running = dict(enumerate(replies))
+    while running:
+        _core.decode_newest([reply._core for reply in running.values() if reply._core])
+        for i, reply in list(running.items()):
+            piece = next(reply, None)
+            if piece is None:
+                del running[i]
+            else:
+                yield i, piece
+
+
 class Session:
     """Made by Model.session(); a context manager. Calls from several threads take turns; cancel() may come from any.
 
