@@ -24,34 +24,32 @@ int64_t checked_n_ctx(const Model & model, int64_t n_ctx) {
     return n_ctx;
 }
 
-// By address: in which order two batches take the turns of sessions that they share, so that neither waits for the
-// other, and whose columns the graph has, so that the same sessions find it again.
-std::vector<size_t> batch_order(const std::vector<Session *> & sessions, size_t n_tokens) {
-    const size_t n = sessions.size();
-    if (n == 0 || n_tokens != n) {
-        throw ArgumentError("decode_batch got " + std::to_string(n) + " sessions and " + std::to_string(n_tokens) +
-                            " tokens; accepted: one session or more, and a token for each");
-    }
+// Throws ArgumentError where the sessions cannot share a graph.
+void check_together(const std::vector<Session *> & sessions) {
     const Network & network = sessions[0]->model()->network();
-    auto factors = [&](const Session & session) { return network.rope_factors_for(static_cast<int>(session.n_ctx())); };
-    for (size_t i = 1; i < n; ++i) {
+    auto factors = [&](const Session & s) { return network.rope_factors_for(static_cast<int>(s.n_ctx())); };
+    for (size_t i = 1; i < sessions.size(); ++i) {
+        const std::string name = "session " + std::to_string(i);
         if (sessions[i]->model() != sessions[0]->model()) {
-            throw ArgumentError("session " + std::to_string(i) + " is not of session 0's model; accepted: sessions of " +
-                                "one model");
+            throw ArgumentError(name + " is not of session 0's model; accepted: sessions of one model");
         }
         if (factors(*sessions[i]) != factors(*sessions[0])) {
-            throw ArgumentError("session " + std::to_string(i) + " has an n_ctx of " +
-                                std::to_string(sessions[i]->n_ctx()) + " and session 0 of " +
-                                std::to_string(sessions[0]->n_ctx()) + "; accepted: all up to " +
+            throw ArgumentError(name + " has an n_ctx of " + std::to_string(sessions[i]->n_ctx()) +
+                                " and session 0 of " + std::to_string(sessions[0]->n_ctx()) + "; accepted: all up to " +
                                 std::to_string(network.h.rope.n_ctx_original) +
                                 " or all above, for this model's positions differ");
         }
     }
-    std::vector<size_t> order(n);
+}
+
+// By address: in which order two batches take the turns of sessions that they share, so that neither waits for the
+// other, and whose columns the graph has, so that the same sessions find it again.
+std::vector<size_t> by_address(const std::vector<Session *> & sessions) {
+    std::vector<size_t> order(sessions.size());
     std::iota(order.begin(), order.end(), size_t(0));
     std::stable_sort(order.begin(), order.end(),
                      [&](size_t a, size_t b) { return std::less<>()(sessions[a], sessions[b]); });
-    for (size_t i = 1; i < n; ++i) {
+    for (size_t i = 1; i < order.size(); ++i) {
         if (sessions[order[i]] == sessions[order[i - 1]]) {
             throw ArgumentError("session " + std::to_string(order[i - 1]) + " is session " + std::to_string(order[i]) +
                                 ", too; accepted: different ones");
@@ -214,8 +212,8 @@ DecodeGraph & Session::graph_of(int n_sequences) {
     }
     if (!batch_graph_ || batch_graph_->n_sequences() != n_sequences) {
         batch_graph_.reset();
-        batch_graph_ = std::make_unique<DecodeGraph>(model_->network(), model_->executor(), static_cast<int>(n_ctx_),
-                                                     n_sequences);
+        batch_graph_ =
+            std::make_unique<DecodeGraph>(model_->network(), model_->executor(), static_cast<int>(n_ctx_), n_sequences);
     }
     return *batch_graph_;
 }
@@ -249,7 +247,13 @@ void Session::decode(int32_t token) {
 }
 
 void Session::decode_batch(const std::vector<Session *> & sessions, const std::vector<int32_t> & tokens) {
-    const std::vector<size_t> order = batch_order(sessions, tokens.size());
+    if (sessions.empty() || tokens.size() != sessions.size()) {
+        throw ArgumentError("decode_batch got " + std::to_string(sessions.size()) + " sessions and " +
+                            std::to_string(tokens.size()) +
+                            " tokens; accepted: one session or more, and a token for each");
+    }
+    check_together(sessions);
+    const std::vector<size_t> order = by_address(sessions);
     sessions[0]->model_->check_tokens(tokens.data(), tokens.size());
     std::deque<Turn> turns;
     std::deque<Stopwatch> watches;
@@ -334,6 +338,7 @@ int64_t Session::least_kept() const {
 void Session::reset() {
     const std::lock_guard<std::mutex> lock(turn_);
     cache_.clear();
+    batch_graph_.reset();
     tokens_.clear();
     logits_.clear();
 }

@@ -79,7 +79,8 @@ class KvCache {
     void clear();           // forgets all tokens and frees their memory
     void release_scratch() { scratch_ = Window(); }
 
-    // Changes whenever memory of a window moved: graphs over the views below are then stale. Never that of another cache.
+    // Changes whenever memory of a window moved: graphs over the views below are then stale. No two caches that have
+    // room for a token have the same.
     uint64_t version() const { return version_; }
     const LayerView & view(int layer) const { return *layers_[layer].shown; }
 

@@ -47,7 +47,7 @@ class Stats:
     prefill_tokens: int
     prefill_seconds: float
     decode_tokens: int
-    decode_seconds: float
+    decode_seconds: float  # of batches, all that they took
 
     @property
     def prefill_rate(self) -> float:
