@@ -47,8 +47,9 @@ void check_together(const std::vector<Session *> & sessions) {
 std::vector<size_t> by_address(const std::vector<Session *> & sessions) {
     std::vector<size_t> order(sessions.size());
     std::iota(order.begin(), order.end(), size_t(0));
-    std::stable_sort(order.begin(), order.end(),
-                     [&](size_t a, size_t b) { return std::less<>()(sessions[a], sessions[b]); });
+    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+        return sessions[a] == sessions[b] ? a < b : std::less<>()(sessions[a], sessions[b]);
+    });
     for (size_t i = 1; i < order.size(); ++i) {
         if (sessions[order[i]] == sessions[order[i - 1]]) {
             throw ArgumentError("session " + std::to_string(order[i - 1]) + " is session " + std::to_string(order[i]) +
