@@ -88,7 +88,7 @@ void mul_mat(ggml_tensor * dst, int ith, int nth, void *) {
 
 ggml_tensor * ggml_zipcache_attend_kv_node(ggml_context * ctx, const ggml_zipcache_layer * const * layers,
                                            const ggml_zipcache_new_tokens * tokens, int n_splits) {
-    auto * userdata = const_cast<ggml_zipcache_layer **>(const_cast<ggml_zipcache_layer * const *>(layers));
+    void * userdata = const_cast<void *>(static_cast<const void *>(layers));
     const int64_t n_sequences = tokens->q->ne[2];
     ggml_tensor * rows[] = {tokens->k, tokens->v, tokens->n_tokens};
     ggml_tensor * appended =

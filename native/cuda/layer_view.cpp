@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "common/error.h"
 #include "cuda/check.h"
@@ -69,9 +70,8 @@ void CudaLayerView::keep_probes(const ProbeSlots & slots) {
 
 CudaBatchView::CudaBatchView(CudaDevice & device, const std::vector<const LayerView *> & layers)
     : device_(device), table_(layers.size() * sizeof(ggml_zipcache_cuda_sequence)) {
-    for (const LayerView * view : layers) {
-        layers_.push_back(static_cast<const CudaLayerView *>(view));
-    }
+    std::transform(layers.begin(), layers.end(), std::back_inserter(layers_),
+                   [](const LayerView * view) { return static_cast<const CudaLayerView *>(view); });
 }
 
 ggml_zipcache_cuda_attend_args CudaBatchView::attend_args() const {
@@ -110,6 +110,7 @@ ggml_tensor * CudaBatchView::attend(ggml_context * ctx, const ggml_zipcache_new_
 
 void CudaBatchView::refresh() {
     std::vector<ggml_zipcache_cuda_sequence> now;
+    now.reserve(layers_.size());
     for (const CudaLayerView * view : layers_) {
         now.push_back(view->sequence());
         now.back().n_tokens = n_tokens_ + (now.size() - 1);

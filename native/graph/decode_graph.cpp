@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <iterator>
 
 #include "graph/forward.h"
 
@@ -45,6 +46,7 @@ void DecodeGraph::build(const std::vector<Step> & steps) {
     layers_.clear();
     for (int i = 0; i < h.n_layers; ++i) {
         std::vector<const LayerView *> views;
+        views.reserve(steps.size());
         for (const Step & step : steps) {
             views.push_back(&step.cache->view(i));
         }
@@ -67,9 +69,8 @@ void DecodeGraph::build(const std::vector<Step> & steps) {
     ggml_build_forward_expand(memory_.graph(), x);
     memory_.allocate();
     recording_ = executor_.device().record(memory_.graph(), inputs_.transfer(), logits_.from(x));
-    for (const Step & step : steps) {
-        versions_.push_back(step.cache->version());
-    }
+    std::transform(steps.begin(), steps.end(), std::back_inserter(versions_),
+                   [](const Step & step) { return step.cache->version(); });
 }
 
 const float * DecodeGraph::run(const std::vector<Step> & steps, const std::atomic<bool> & cancel) {
