@@ -222,12 +222,13 @@ DecodeGraph & Session::graph_of(int n_sequences) {
 // Each session's turn has been taken, and it has room. The same ones in the same order find their graph again.
 void Session::step(const std::vector<Session *> & sessions, const int32_t * tokens, const std::atomic<bool> & cancel) {
     std::vector<Step> steps;
-    for (Session * session : sessions) {
-        session->cache_.make_room(session->parallel());
+    for (size_t i = 0; i < sessions.size(); ++i) {
+        Session & session = *sessions[i];
+        session.cache_.make_room(session.parallel());
         // all memory that is needed, before the first of them is changed
-        session->tokens_.push_back(tokens[steps.size()]);
-        session->logits_.reserve(session->model_->hparams().n_vocab);
-        steps.push_back({&session->cache_, tokens[steps.size()]});
+        session.tokens_.push_back(tokens[i]);
+        session.logits_.reserve(session.model_->hparams().n_vocab);
+        steps.push_back({&session.cache_, tokens[i]});
     }
     const float * logits = sessions[0]->graph_of(static_cast<int>(steps.size())).run(steps, cancel);
     for (Session * session : sessions) {
