@@ -25,11 +25,14 @@ __device__ T block_all(T x, Combine combine) {
         parts[thread / kWarp] = x;
     }
     __syncthreads();
-    x = parts[0];
-    for (int warp = 1; warp < n_warps; ++warp) {
-        x = combine(x, parts[warp]);
+    // by every warp for itself, as a tree
+    const int lane = thread % kWarp;
+    x = parts[min(lane, n_warps - 1)];
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+        const T other = __shfl_down_sync(0xffffffffu, x, offset);
+        x = lane + offset < n_warps ? combine(x, other) : x;
     }
-    return x;
+    return __shfl_sync(0xffffffffu, x, 0);
 }
 
 struct Sum {
@@ -44,27 +47,5 @@ struct Most {
 struct Least {
     __device__ float operator()(float a, float b) const { return fminf(a, b); }
 };
-
-// x [n] in shared memory <- x H, as transform.h defines it. Every thread below n calls; the block synchronizes.
-__device__ inline void walsh_hadamard(float * x, int n, int thread) {
-    const int size = n & -n;
-    for (int half = 1; half < size; half *= 2) {
-        __syncthreads();
-        float a = 0, b = 0;
-        if (thread < n) {
-            a = x[thread];
-            b = x[thread ^ half];
-        }
-        __syncthreads();
-        if (thread < n) {
-            x[thread] = thread & half ? b - a : a + b;
-        }
-    }
-    __syncthreads();
-    if (thread < n) {
-        x[thread] *= rsqrtf(static_cast<float>(size));
-    }
-    __syncthreads();
-}
 
 }  // namespace zipcache::cuda

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "cuda/tiers.h"
 #include "kv/water_fill.h"
@@ -43,6 +44,10 @@ SegmentSizes sizes_of(const ggml_zipcache_format & f, int64_t n) {
                            int64_t(ggml_zipcache_block_bytes(&f, 0, n % f.group));
     sizes.fixed = whole - f.n_kv_heads * blocks;
     return sizes;
+}
+
+bool evicts(const ggml_zipcache_format & f) {
+    return std::find(f.k.bits, f.k.bits + f.n_tiers, 0) != f.k.bits + f.n_tiers;
 }
 
 }  // namespace
@@ -284,20 +289,30 @@ std::shared_ptr<const Bytes> CudaCodec::places(const Segment & s) const {
     return places;
 }
 
+// All tokens of a segment.
+void CudaCodec::rows_of(const Segment & s, const ggml_zipcache_cuda_rows_out & out) const {
+    const cudaStream_t stream = device_.stream();
+    Temporary<uint8_t> workspace(ggml_zipcache_cuda_dequantize_kv_workspace(s.format, s.n_tokens), stream);
+    check(ggml_zipcache_cuda_dequantize_kv(s.format, s.device_data.as(), &out, workspace.data(), workspace.bytes(),
+                                           stream),
+          "dequantize_kv");
+}
+
 std::vector<int64_t> CudaCodec::dequantize(const Segment & s, int64_t first, int64_t last, uint16_t * k, uint16_t * v,
                                            int64_t stride, const Parallel &) const {
     const int64_t n = s.n_tokens, dim = h_.head_dim;
     const size_t row = dim * sizeof(uint16_t);
     auto lock = device_.turn();
     const cudaStream_t stream = device_.stream();
+    if (first == 0 && last == n && !evicts(*s.format)) {  // no row has another place than its token's
+        rows_of(s, {n, stride, s.view.k_divisor, s.view.v_divisor, k, v, nullptr});
+        std::vector<int64_t> all(n);
+        std::iota(all.begin(), all.end(), int64_t(0));
+        return all;
+    }
     const Temporary<uint16_t> all_k(h_.n_kv_heads * n * dim, stream), all_v(h_.n_kv_heads * n * dim, stream);
     const Temporary<uint8_t> kept(h_.n_kv_heads * n, stream);
-    const ggml_zipcache_cuda_rows_out out = {
-        n, n, s.view.k_divisor, s.view.v_divisor, all_k.data(), all_v.data(), kept.data()};
-    Temporary<uint8_t> workspace(ggml_zipcache_cuda_dequantize_kv_workspace(s.format, n), stream);
-    check(ggml_zipcache_cuda_dequantize_kv(s.format, s.device_data.as(), &out, workspace.data(), workspace.bytes(),
-                                           stream),
-          "dequantize_kv");
+    rows_of(s, {n, n, s.view.k_divisor, s.view.v_divisor, all_k.data(), all_v.data(), kept.data()});
     std::vector<uint8_t> is_kept(n);  // the same in every head
     check(cudaMemcpyAsync(is_kept.data(), kept.data(), n, cudaMemcpyDeviceToHost, stream), "read what is kept");
     check(cudaStreamSynchronize(stream), "dequantize");

@@ -37,6 +37,7 @@ class CudaCodec : public SegmentCodec {
     size_t bound(const ggml_zipcache_format & format, int64_t n_tokens) const;
     void quantize(Segment & segment, const Rows & rows, int64_t first, const uint8_t * tier) const;
     void set_view(Segment & segment) const;
+    void rows_of(const Segment & segment, const ggml_zipcache_cuda_rows_out & out) const;
 
     CudaDevice & device_;
     std::shared_ptr<const Policy> policy_;

@@ -1,7 +1,9 @@
 #include <cuda_fp16.h>
 
 #include "cuda/block_sum.cuh"
+#include "cuda/row.cuh"
 #include "cuda/tiers.h"
+#include "kv/water_fill.h"
 
 namespace zipcache::cuda {
 namespace {
@@ -96,42 +98,77 @@ __global__ void mean_of(const float * x, int64_t n, double * mean) {
     }
 }
 
-// A block a group of tokens and KV head, a thread a channel: what squared_ranges() of kv/compress.cpp finds, times what
-// an error of it costs.
+constexpr int kCostWarps = 8;
+
+// A block a group of tokens and KV head, a warp a token at a time: what squared_ranges() of kv/compress.cpp finds,
+// times what an error of it costs.
+template <int D>
 __global__ void cost_group(CostArgs args, float * k_cost, float * v_cost) {
+    constexpr int kN = (D + kWarp - 1) / kWarp;
     const KeyRows & rows = args.rows;
-    const int head = blockIdx.y, dim = rows.head_dim, c = threadIdx.x;
+    const int head = blockIdx.y, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     const int64_t from = int64_t(blockIdx.x) * kGroupTokens, to = min(args.n, from + kGroupTokens);
-    extern __shared__ float x[];  // [head_dim]
-    const bool lives = c < dim;   // the block is whole warps
-    const float k_divisor = lives ? args.k_divisor[head * dim + c] : 1.0f;
-    const float v_divisor = lives ? args.v_divisor[head * dim + c] : 1.0f;
+    __shared__ float lows[kCostWarps][D], highs[kCostWarps][D];
     const float mean = float(*args.mean + 1e-30), floor = float(0.01 * *args.mean + 1e-30);
     const float * saliency = args.saliency + (args.n_ranks > 1 ? head * args.n : 0);
-    float low = INFINITY, high = -INFINITY;
-    for (int64_t t = from; t < to; ++t) {
-        const int64_t i = (head * rows.stride + args.first + t) * dim + c;
-        if (lives) {
-            x[c] = at(rows.k, i) / k_divisor;
+    Row<D> k_divisor, v_divisor, low, high;
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+        const int c = i * kWarp + lane;
+        k_divisor[i] = c < D ? args.k_divisor[head * D + c] : 1.0f;
+        v_divisor[i] = c < D ? args.v_divisor[head * D + c] : 1.0f;
+        low[i] = INFINITY;
+        high[i] = -INFINITY;
+    }
+    for (int64_t t = from + warp; t < to; t += kCostWarps) {
+        const int64_t row = (head * rows.stride + args.first + t) * D;
+        Row<D> k, v;
+#pragma unroll
+        for (int i = 0; i < kN; ++i) {
+            const int c = i * kWarp + lane;
+            k[i] = c < D ? at(rows.k, row + c) / k_divisor[i] : 0.0f;
+            v[i] = c < D ? at(args.v, row + c) / v_divisor[i] : 0.0f;
         }
-        walsh_hadamard(x, dim, c);
-        if (lives) {
-            low = fminf(low, x[c]);
-            high = fmaxf(high, x[c]);
-            x[c] = at(args.v, i) / v_divisor;
+        warp_hadamard<D>(k, lane);
+        warp_hadamard<D>(v, lane);
+        float least = INFINITY, most = -INFINITY;
+#pragma unroll
+        for (int i = 0; i < kN; ++i) {
+            low[i] = fminf(low[i], k[i]);
+            high[i] = fmaxf(high[i], k[i]);
+            const bool lives = i * kWarp + lane < D;
+            least = lives ? fminf(least, v[i]) : least;
+            most = lives ? fmaxf(most, v[i]) : most;
         }
-        walsh_hadamard(x, dim, c);
-        const float least = block_all(lives ? x[c] : INFINITY, Least());
-        const float most = block_all(lives ? x[c] : -INFINITY, Most());
-        const float width = most > least ? most - least : 0.0f;
-        if (c == 0) {
+        least = warp_all(least, Least());
+        most = warp_all(most, Most());
+        if (lane == 0) {
+            const float width = most > least ? most - least : 0.0f;
             const float share = fmaxf(saliency[t], floor) / mean;
             v_cost[head * args.n + t] = width * width * (share * args.v_weight[head]);
         }
     }
-    const float width = lives && high > low ? high - low : 0.0f;
-    const float range = block_all(width * width, Sum()) / float(dim);
-    for (int64_t t = from + c; t < to; t += blockDim.x) {
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+        const int c = i * kWarp + lane;
+        if (c < D) {
+            lows[warp][c] = low[i];
+            highs[warp][c] = high[i];
+        }
+    }
+    __syncthreads();
+    float squares = 0;
+    for (int c = threadIdx.x; c < D; c += kCostWarps * kWarp) {
+        float least = INFINITY, most = -INFINITY;
+        for (int w = 0; w < kCostWarps; ++w) {
+            least = fminf(least, lows[w][c]);
+            most = fmaxf(most, highs[w][c]);
+        }
+        const float width = most > least ? most - least : 0.0f;
+        squares += width * width;
+    }
+    const float range = block_all(squares, Sum()) / float(D);
+    for (int64_t t = from + threadIdx.x; t < to; t += kCostWarps * kWarp) {
         const float share = fmaxf(saliency[t], floor) / mean;
         k_cost[head * args.n + t] = range * (share * args.k_weight[head]);
     }
@@ -172,7 +209,7 @@ __global__ void fill(const __grid_constant__ SegmentSizes s, int n_kv_heads, int
         high = double(most) * 4 + 1e-30;  // beyond it every token takes the fewest bits
         low = high * 1e-18;
     }
-    for (int step = 0; step < 40; ++step) {
+    for (int step = 0; step < kHalvings; ++step) {
         __syncthreads();
         if (threadIdx.x == 0) {
             middle = sqrt(low * high);
@@ -209,10 +246,14 @@ void top_ratio(const float * saliency, int32_t n_ranks, int64_t n, int64_t n_sal
 }
 
 void costs(const CostArgs & args, float * k_cost, float * v_cost, cudaStream_t stream) {
-    const int dim = args.rows.head_dim, threads = (dim + kWarp - 1) / kWarp * kWarp;
     const dim3 groups(static_cast<unsigned>((args.n + kGroupTokens - 1) / kGroupTokens), args.rows.n_kv_heads);
     mean_of<<<1, kThreads, 0, stream>>>(args.saliency, args.n_ranks * args.n, args.mean);
-    cost_group<<<groups, threads, dim * sizeof(float), stream>>>(args, k_cost, v_cost);
+    auto * kernel = args.rows.head_dim == 64    ? cost_group<64>
+                    : args.rows.head_dim == 80  ? cost_group<80>
+                    : args.rows.head_dim == 96  ? cost_group<96>
+                    : args.rows.head_dim == 128 ? cost_group<128>
+                                                : cost_group<256>;  // a device attends to no others
+    kernel<<<groups, kCostWarps * kWarp, 0, stream>>>(args, k_cost, v_cost);
 }
 
 void water_fill(const SegmentSizes & sizes, int32_t n_kv_heads, int64_t n, const float * k_cost, const float * v_cost,

@@ -4,7 +4,7 @@
 
 #include "common/error.h"
 #include "device/devices.h"
-#include "engine/session.h"
+#include "engine/room.h"
 #include "ggml-cpu.h"
 #include "graph/computable.h"
 #include "kv/kv_plan.h"
@@ -100,19 +100,16 @@ MemoryPlan plan_memory(const std::shared_ptr<const GgufFile> & file, int64_t n_c
     if (n_ctx <= 0) {
         n_ctx = h.n_ctx_train;
     }
-    const int64_t stretch = std::min<int64_t>(n_ctx, Session::kStretch);
-    const int64_t chunk = std::min<int64_t>(n_ctx, CpuDevice::kChunk);
-    const int64_t ffn = std::max<int64_t>(1, h.n_experts_used) * std::max<int64_t>(h.n_embd, 2 * int64_t(h.n_ff));
-    const int64_t widest = std::max<int64_t>(ffn, int64_t(h.n_heads + 2 * h.n_kv_heads) * h.head_dim);
     MemoryPlan plan;
     plan.n_ctx = n_ctx;
     plan.weights_mapped = network->storage->mapped_bytes();
     plan.weights_repacked = network->storage->repacked_bytes();
-    const KvPlan cache = plan_kv(*make_policy(kv, h), h, n_ctx);
-    plan.kv_bytes = cache.cache_bytes;
-    // hidden states of a stretch, the attention mask of a chunk, four rows of the widest activation, logits
-    plan.scratch_bytes = size_t(stretch * h.n_embd + 4 * chunk * widest + h.n_vocab) * sizeof(float) +
-                         size_t(chunk * n_ctx) * sizeof(ggml_fp16_t) + cache.prefill_bytes;
+    const auto policy = make_policy(kv, h);
+    plan.kv_bytes = plan_kv(*policy, h, n_ctx).cache_bytes;
+    for_stretches(n_ctx, [&](int64_t n_past, int64_t n) {
+        plan.scratch_bytes =
+            std::max(plan.scratch_bytes, stretch_bytes(h, policy->compresses, CpuDevice::kChunk, n_past, n));
+    });
     return plan;
 }
 

@@ -4,6 +4,7 @@
 
 #include "common/error.h"
 #include "engine/session.h"
+#include "graph/forward.h"
 
 namespace zipcache {
 namespace {
@@ -16,18 +17,38 @@ std::string mib(size_t bytes) {
 
 }  // namespace
 
+void for_stretches(int64_t n_ctx, const std::function<void(int64_t, int64_t)> & use) {
+    for (int64_t n_past = 0, n; n_past < n_ctx; n_past += n) {
+        n = std::min(Session::stretch_after(n_past), n_ctx - n_past);
+        use(n_past, n);
+    }
+}
+
+size_t stretch_bytes(const HParams & h, bool compresses, int64_t widest_chunk, int64_t n_past, int64_t n) {
+    const int64_t n_keys = n_past + n, chunk = std::min(n, PrefillGraphs::chunk_over(n_keys, widest_chunk));
+    const int64_t q_dim = int64_t(h.n_heads) * h.head_dim, kv_dim = int64_t(h.n_kv_heads) * h.head_dim;
+    // the residual, then: its norm, gate, up and their product; or its norm, q, k and v as they come and turned
+    const int64_t ffn = h.n_embd + 3 * std::max<int64_t>(1, h.n_experts_used) * int64_t(h.n_ff);
+    const int64_t attention = h.n_embd + 2 * (q_dim + 2 * kv_dim);
+    const int64_t activations = chunk * (h.n_embd + std::max(ffn, attention));
+    const int64_t products = chunk * std::max<int64_t>(h.n_ff, h.n_embd) * 5 / 4;  // bytes: inputs in 8 bits
+    const int64_t queries = n / 10 * q_dim;                                        // of probes
+    const size_t rows = compresses ? f16_cache_bytes(h, n_keys) / h.n_layers : 0;
+    return size_t(n * h.n_embd + queries + activations + h.n_vocab) * sizeof(float) + size_t(products) +
+           size_t(chunk * n_keys) * sizeof(ggml_fp16_t) + rows;
+}
+
 size_t session_bytes(const Model & model, const Policy & policy, const SegmentCodec & codec, int64_t n_ctx) {
     const HParams & h = model.hparams();
-    const int64_t stretch = std::min<int64_t>(n_ctx, Session::kStretch);
-    const int64_t chunk = std::min<int64_t>(n_ctx, model.executor().device().chunk());
-    const int64_t widest = std::max({h.n_embd, 2 * h.n_ff, (h.n_heads + 2 * h.n_kv_heads) * h.head_dim});
-    size_t cache = f16_cache_bytes(h, n_ctx);
-    if (policy.compresses) {
-        cache = h.n_layers * codec.most_bytes(n_ctx) + f16_cache_bytes(h, policy.window_capacity()) +
-                f16_cache_bytes(h, n_ctx) / h.n_layers;
-    }
-    const size_t activations = size_t(stretch * h.n_embd + 6 * chunk * widest + h.n_vocab) * sizeof(float);
-    return cache + activations + size_t(chunk * n_ctx) * sizeof(ggml_fp16_t);
+    size_t most = 0;
+    for_stretches(n_ctx, [&](int64_t n_past, int64_t n) {
+        const size_t cache =
+            policy.compresses ? h.n_layers * codec.most_bytes(n_past + n) + f16_cache_bytes(h, policy.window_capacity())
+                              : f16_cache_bytes(h, n_ctx);
+        const int64_t widest = model.executor().device().chunk();
+        most = std::max(most, cache + stretch_bytes(h, policy.compresses, widest, n_past, n));
+    });
+    return most;
 }
 
 int64_t fitting_n_ctx(Model & model, const std::shared_ptr<const Policy> & policy, int64_t n_ctx) {

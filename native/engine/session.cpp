@@ -163,21 +163,21 @@ void Session::prefill(const int32_t * tokens, size_t n_tokens, const Progress & 
     const Stopwatch watch(stats_.prefill_seconds);
     const double total = double(n_tokens) * model_->hparams().n_layers;
     double passed = 0;
-    if (n_tokens > size_t(kStretch)) {
+    if (n_tokens > size_t(stretch_after(cache_.size()))) {
         turn.keep_all();
     }
-    for (size_t first = 0; first < n_tokens; first += kStretch) {
-        const int64_t n = std::min<int64_t>(kStretch, n_tokens - first);
-        prefill_stretch(tokens + first, n, [&](int64_t token_layers) {
+    for (size_t first = 0, n; first < n_tokens; first += n) {
+        n = std::min<size_t>(stretch_after(cache_.size()), n_tokens - first);
+        prefill_stretch(tokens + first, static_cast<int64_t>(n), [&](int64_t token_layers) {
             passed += double(token_layers);
             if (progress) {
                 progress(static_cast<float>(passed / total));
             }
         });
         // before the cache takes the tokens over, for this may be cancelled and that not be taken back
-        const bool last = first + size_t(n) == n_tokens;
+        const bool last = first + n == n_tokens;
         const float * logits = last ? prefill_graphs_.logits(cancel_) : nullptr;
-        cache_.commit(n);
+        cache_.commit(static_cast<int64_t>(n));
         tokens_.insert(tokens_.end(), tokens + first, tokens + first + n);
         if (last) {
             keep_logits(logits);
@@ -198,8 +198,9 @@ void Session::prefill_stretch(const int32_t * tokens, int64_t n_tokens, const st
     }
     for (int layer = 0; layer < model_->hparams().n_layers; ++layer) {
         const PrefillRows rows = cache_.begin_prefill(layer, n_tokens, parallel());
-        for (int64_t first = 0; first < n_tokens; first += prefill_graphs_.chunk()) {
-            const int64_t n = std::min<int64_t>(prefill_graphs_.chunk(), n_tokens - first);
+        const int64_t chunk = prefill_graphs_.chunk(rows.n_past + n_tokens);
+        for (int64_t first = 0; first < n_tokens; first += chunk) {
+            const int64_t n = std::min(chunk, n_tokens - first);
             prefill_graphs_.layer(rows, layer, position, first, n, cancel_);
             advanced(n);
         }

@@ -19,6 +19,7 @@ const Architecture & find_architecture(const std::string & name) {
 void separate_projections(Weights & weights, const HParams & h, const std::string & prefix, LayerWeights & w) {
     const int64_t q_dim = int64_t(h.n_heads) * h.head_dim;
     const int64_t kv_dim = int64_t(h.n_kv_heads) * h.head_dim;
+    w.qkv = weights.stack({prefix + "attn_q.weight", prefix + "attn_k.weight", prefix + "attn_v.weight"});
     w.q = weights.matrix(prefix + "attn_q.weight", {h.n_embd, q_dim});
     w.k = weights.matrix(prefix + "attn_k.weight", {h.n_embd, kv_dim});
     w.v = weights.matrix(prefix + "attn_v.weight", {h.n_embd, kv_dim});

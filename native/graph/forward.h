@@ -57,7 +57,9 @@ class PrefillGraphs {
     // values.
     void layer(const PrefillRows & rows, int layer, int64_t position, int64_t first, int64_t n,
                const std::atomic<bool> & cancel);
-    int chunk() const { return executor_.device().chunk(); }  // most tokens of one
+    // Most tokens of one graph over n_keys rows: as many as keep its mask within bounds.
+    static int64_t chunk_over(int64_t n_keys, int64_t widest);
+    int64_t chunk(int64_t n_keys) const { return chunk_over(n_keys, widest()); }
     // Queries of these tokens of the stretch (rising) are kept while a layer runs.
     void watch(std::vector<int64_t> probes);
     const std::vector<int64_t> & probes() const { return probes_; }
@@ -71,12 +73,13 @@ class PrefillGraphs {
   private:
     ggml_tensor * hidden(ggml_context * ctx, int64_t first, int64_t n) const;
     ggml_tensor * masked(ggml_context * ctx, int64_t n_keys, int64_t n_queries, int64_t most_keys);
+    int64_t widest() const { return executor_.device().chunk(); }  // tokens of the widest chunk
 
     const Network & network_;
     Executor & executor_;
     int n_ctx_;
     GraphMemory memory_;
-    enum Input { kTokens, kPositions, kProbeRows, kSpans };  // of chunk() elements each; kSpans: of two
+    enum Input { kTokens, kPositions, kProbeRows, kSpans };  // an element for each token of a chunk; kSpans: two
     Inputs inputs_;
     OwnTensor hidden_;  // [n_embd, n_tokens] f32
     OwnTensor mask_;    // room for [n_keys, chunk] f16

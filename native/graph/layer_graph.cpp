@@ -48,6 +48,13 @@ ggml_tensor * LayerGraph::linear(ggml_tensor * x, ggml_tensor * weight, ggml_ten
 
 Heads LayerGraph::project_heads(ggml_tensor * x) const {
     const int64_t n = x->ne[1];
+    if (w.qkv) {
+        auto with_bias = [&](ggml_tensor * heads, ggml_tensor * bias) {
+            return bias ? ggml_add(ctx, heads, ggml_reshape_2d(ctx, bias, heads->ne[0], heads->ne[1])) : heads;
+        };
+        const Heads heads = split_heads(linear(x, w.qkv));
+        return {with_bias(heads.q, w.q_bias), with_bias(heads.k, w.k_bias), with_bias(heads.v, w.v_bias)};
+    }
     return {ggml_reshape_3d(ctx, linear(x, w.q, w.q_bias), h.head_dim, h.n_heads, n),
             ggml_reshape_3d(ctx, linear(x, w.k, w.k_bias), h.head_dim, h.n_kv_heads, n),
             ggml_reshape_3d(ctx, linear(x, w.v, w.v_bias), h.head_dim, h.n_kv_heads, n)};

@@ -94,8 +94,17 @@ PrefillGraphs::PrefillGraphs(const Network & network, Executor & executor, int n
       executor_(executor),
       n_ctx_(n_ctx),
       memory_(executor.device(), kMaxNodes),
-      inputs_(executor.device(), {chunk(), chunk(), chunk(), 2 * chunk()}),
+      inputs_(executor.device(), {widest(), widest(), widest(), 2 * widest()}),
       logits_(network.h.n_vocab) {}
+
+int64_t PrefillGraphs::chunk_over(int64_t n_keys, int64_t widest) {
+    constexpr int64_t kMost = int64_t(1) << 26, kLeast = 256;  // of the mask's elements; tokens
+    int64_t chunk = widest;
+    while (chunk > kLeast && chunk * n_keys > kMost) {
+        chunk /= 2;
+    }
+    return chunk;
+}
 
 void PrefillGraphs::watch(std::vector<int64_t> probes) {
     probes_ = std::move(probes);
@@ -117,12 +126,13 @@ ggml_tensor * PrefillGraphs::hidden(ggml_context * ctx, int64_t first, int64_t n
 
 void PrefillGraphs::embed(const int32_t * tokens, int64_t n_tokens, const std::atomic<bool> & cancel) {
     const HParams & h = network_.h;
+    memory_ = GraphMemory(executor_.device(), kMaxNodes);  // a stretch further on has smaller graphs
     if (!hidden_.tensor || hidden_.tensor->ne[1] != n_tokens) {
         hidden_ = OwnTensor();
         hidden_ = OwnTensor(executor_.device(), GGML_TYPE_F32, h.n_embd, n_tokens);
     }
-    for (int64_t first = 0; first < n_tokens; first += chunk()) {
-        const int64_t n = std::min<int64_t>(chunk(), n_tokens - first);
+    for (int64_t first = 0; first < n_tokens; first += widest()) {
+        const int64_t n = std::min(widest(), n_tokens - first);
         std::copy_n(tokens + first, n, inputs_.host(kTokens));
         inputs_.send();
         ggml_context * ctx = memory_.begin();

@@ -35,7 +35,6 @@ KvPlan plan_kv(const Policy & policy, const HParams & h, int64_t n_tokens) {
         return plan;
     }
     const size_t row = f16_cache_bytes(h, 1) / h.n_layers;
-    plan.prefill_bytes = row * n_tokens;
     plan.cache_bytes = row * h.n_layers * policy.window_capacity();
     for (int layer = 0; layer < h.n_layers; ++layer) {
         int64_t n = n_tokens < policy.window_capacity() ? 0 : n_tokens - policy.n_recent;

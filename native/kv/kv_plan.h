@@ -9,7 +9,6 @@ namespace zipcache {
 // What a cache will take, before there is one.
 struct KvPlan {
     size_t cache_bytes = 0;    // at n_tokens tokens of one prompt, without slack
-    size_t prefill_bytes = 0;  // uncompressed rows of one layer while that prompt is read
 };
 
 KvPlan plan_kv(const Policy & policy, const HParams & h, int64_t n_tokens);

@@ -53,7 +53,7 @@ std::vector<uint8_t> water_fill(const ggml_zipcache_format & f, const Costs & co
     }
     high = high * 4 + 1e-30;  // beyond it every token takes the fewest bits
     double low = high * 1e-18;
-    for (int i = 0; i < 20; ++i) {  // lambda to 4e-5 of itself
+    for (int i = 0; i < kHalvings; ++i) {
         const double middle = std::sqrt(low * high);
         (fits(float(middle)) ? high : low) = middle;
     }

@@ -5,6 +5,8 @@
 
 namespace zipcache {
 
+constexpr int kHalvings = 20;  // of the bracket around lambda: to 4e-5 of itself
+
 // What it costs to store a token's key and value coarsely: the error of b bits is weight * distortion(b).
 struct Costs {
     int64_t n_tokens = 0;

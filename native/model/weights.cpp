@@ -58,8 +58,8 @@ ggml_backend_buffer_type_t preferred_layout(ggml_type type, int64_t n_columns, i
 
 Weights::Weights(std::shared_ptr<const GgufFile> file, const WeightsPlace & place)
     : file_(std::move(file)), place_(place) {
-    // a tied embedding is requested twice
-    context_.reset(ggml_init({(2 * file_->tensors().size() + 8) * ggml_tensor_overhead(), nullptr, true}));
+    // a tied embedding is requested twice, and matrices are views of stacks
+    context_.reset(ggml_init({(3 * file_->tensors().size() + 8) * ggml_tensor_overhead(), nullptr, true}));
     // ggml only reads weights; the mapping itself is read-only
     mapping_.reset(ggml_backend_cpu_buffer_from_ptr(const_cast<uint8_t *>(file_->data()), file_->size()));
     ggml_backend_buffer_set_usage(mapping_.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
@@ -115,6 +115,28 @@ ggml_tensor * Weights::on_device(const GgufTensor & source) {
         device_bytes_ += ggml_backend_buft_get_alloc_size(place_.device->memory(), tensor);
     }
     return tensor;
+}
+
+ggml_tensor * Weights::stack(const std::vector<std::string> & names) {
+    std::vector<const GgufTensor *> sources;
+    int64_t n_rows = 0;
+    for (const std::string & name : names) {
+        const GgufTensor * source = file_->find_tensor(name);
+        if (!place_.device || !source || source->type != file_->find_tensor(names[0])->type ||
+            source->ne[0] != file_->find_tensor(names[0])->ne[0] || on_device_.count(source)) {
+            return nullptr;
+        }
+        sources.push_back(source);
+        n_rows += source->ne[1] * source->ne[2] * source->ne[3];
+    }
+    ggml_tensor * all = ggml_new_tensor_2d(context_.get(), sources[0]->type, sources[0]->ne[0], n_rows);
+    device_bytes_ += ggml_backend_buft_get_alloc_size(place_.device->memory(), all);
+    size_t offset = 0;
+    for (const GgufTensor * source : sources) {
+        on_device_[source] = ggml_view_2d(context_.get(), all, source->ne[0], source->ne[1], all->nb[1], offset);
+        offset += source->nbytes;
+    }
+    return all;
 }
 
 void Weights::use_in_place(ggml_tensor * tensor, const GgufTensor & source) {

@@ -14,6 +14,14 @@ __device__ __forceinline__ void mma_k32(int (&c)[4], uint32_t a0, uint32_t a1, u
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// The same with nothing to add to.
+__device__ __forceinline__ void mma_k32_first(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                              uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+        : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "r"(0));
+}
+
 // The same with 16 in the place of 32.
 __device__ __forceinline__ void mma_k16(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
     asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.u8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
@@ -48,6 +56,65 @@ __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void * row
 
 __device__ __forceinline__ void copy_async(uint32_t to, const void * from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+// A line of 128 bytes on its way to the L2 cache.
+__device__ __forceinline__ void fetch_line(const void * at) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+}
+
+// Copies that one thread starts and that come in whole, where the device has them. `arrival` is a barrier of 8 bytes in
+// shared memory whose phases end with the bytes it was told to expect. Multiples of 16 bytes.
+#if __CUDA_ARCH__ >= 900
+constexpr bool kBulkCopies = true;
+
+__device__ __forceinline__ void make_arrival(uint32_t arrival) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(arrival) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ __forceinline__ void expect_bytes(uint32_t arrival, uint32_t n) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrival), "r"(n) : "memory");
+}
+
+__device__ __forceinline__ void copy_bulk(uint32_t to, const void * from, uint32_t n, uint32_t arrival) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(n), "r"(arrival)
+                 : "memory");
+}
+
+// Waits for the phase of that parity.
+__device__ __forceinline__ void wait_arrival(uint32_t arrival, uint32_t parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred there;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 there, [%0], %1;\n"
+        "@!there bra again;\n"
+        "}\n" ::"r"(arrival),
+        "r"(parity)
+        : "memory");
+}
+
+// What this thread wrote to shared memory comes before what copies write there.
+__device__ __forceinline__ void before_bulk_copies() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+#else
+constexpr bool kBulkCopies = false;
+__device__ __forceinline__ void make_arrival(uint32_t) {}
+__device__ __forceinline__ void expect_bytes(uint32_t, uint32_t) {}
+__device__ __forceinline__ void copy_bulk(uint32_t, const void *, uint32_t, uint32_t) {}
+__device__ __forceinline__ void wait_arrival(uint32_t, uint32_t) {}
+__device__ __forceinline__ void before_bulk_copies() {}
+#endif
+
+// *at += 1; what the block stored before is seen by whoever sees that, and the other way round. By one thread of a
+// block that has just met. Returns what it was.
+__device__ __forceinline__ uint32_t count_arrival(uint32_t * at) {
+    uint32_t before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(at) : "memory");
+    return before;
 }
 
 __device__ __forceinline__ void commit_copies() {
@@ -91,6 +158,20 @@ __device__ __forceinline__ int quad_sum(int x) {
 __device__ __forceinline__ float quad_max(float x) {
     x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
     return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+
+// Lets the next launch of the stream begin, if it was made to begin early. What it needs of this one it waits for.
+__device__ __forceinline__ void let_the_next_launch_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Waits for the end of the launch before this one, whose stores are then seen.
+__device__ __forceinline__ void wait_for_the_launch_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 }  // namespace zipcache::cuda

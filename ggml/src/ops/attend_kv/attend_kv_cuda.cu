@@ -3,6 +3,7 @@
 #include <cuda_fp16.h>
 
 #include "cuda/launch.h"
+#include "cuda/ptx.cuh"
 
 namespace zipcache::cuda {
 namespace {
@@ -24,6 +25,7 @@ const char * attend_error(const ggml_zipcache_cuda_attend_args & a) {
 }
 
 __global__ void append(ggml_zipcache_cuda_attend_args a, const float * k, const float * v) {
+    let_the_next_launch_begin();
     const auto & s = a.sequences[blockIdx.y];
     const int head = blockIdx.x, n = *s.n_tokens;
     const int64_t from = (int64_t(blockIdx.y) * a.n_kv_heads + head) * a.head_dim;

@@ -1,5 +1,5 @@
 #pragma once
-// attend_kv in one launch: a block of threads works through its run of items, its warps take units in turn, and who
+// attend_kv in one launch: a block of threads works on its share of an item, its warps take units in turn, and who
 // finishes an item last merges it.
 #include "attend_kv_merge.cuh"
 #include "attend_kv_window.cuh"
@@ -7,47 +7,64 @@
 
 namespace zipcache::cuda {
 
-// The query heads of an item in the space of its segments, in the order of KeyQuery.
+// A query head of an item in the space of its segments; zeros where there is none.
 template <int D>
-__device__ void store_queries(Queries & queries, float * stored) {
-    auto place = [](int row, int channel) {
-        return (channel / 16 * kLanes + row * 4 + channel % 16 / 4) * 4 + channel % 4;
-    };
-    for (int i = threadIdx.x; i < kRows * D; i += blockDim.x) {
-        const bool used = i / D < queries.n_rows;
-        const float divisor = queries.home.divisor ? queries.home.divisor[i % D] : 1.0f;
-        stored[place(i / D, i % D)] = used ? queries.q[i] * queries.scale * divisor : 0.0f;
-    }
-    if (queries.home.rotate) {
-        hadamard_rows<D>(stored, kRows, place);
-    }
-    __syncthreads();
-    const int lane = threadIdx.x % kLanes;
-    for (int row = threadIdx.x / kLanes; row < kRows; row += blockDim.x / kLanes) {
-        float most = 0;
-        for (int c = lane; c < D; c += kLanes) {
-            most = fmaxf(most, fabsf(stored[place(row, c)]));
-        }
+__device__ __forceinline__ void load_row(const AttendParams & p, const Item & item, int row, int lane, Row<D> & x) {
 #pragma unroll
-        for (int step = 1; step < kLanes; step *= 2) {
-            most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
-        }
-        const float up = most > 0 ? kShare / most : 0;
-        for (int c = lane; c < D; c += kLanes) {
-            stored[place(row, c)] *= up;
-        }
-        if (lane == 0) {
-            queries.unit[row] = most / kShare;
+    for (int i = 0; i * kLanes < D; ++i) {
+        const int c = i * kLanes + lane;
+        x[i] = row < item.n_rows && c < D ? p.a.q[(int64_t(item.row) + row) * D + c] : 0;
+        x[i] *= item.k_home.divisor && c < D ? item.k_home.divisor[c] : 1.0f;
+    }
+}
+
+// Stores it in the order of KeyQuery, its largest at kShare.
+template <int D>
+__device__ __forceinline__ void store_row(Queries & queries, float * stored, int row, int lane, Row<D> & x) {
+    if (queries.home.rotate) {
+        warp_hadamard<D>(x, lane);
+    }
+    float most = 0;
+#pragma unroll
+    for (int i = 0; i * kLanes < D; ++i) {
+        x[i] *= queries.scale;
+        most = fmaxf(most, fabsf(x[i]));
+    }
+#pragma unroll
+    for (int step = 1; step < kLanes; step *= 2) {
+        most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
+    }
+    const float up = most > 0 ? __fdividef(kShare, most) : 0;
+#pragma unroll
+    for (int i = 0; i * kLanes < D; ++i) {
+        const int c = i * kLanes + lane;
+        if (c < D) {
+            stored[(c / 16 * kLanes + row * 4 + c % 16 / 4) * 4 + c % 4] = x[i] * up;
         }
     }
-    __syncthreads();
+    if (lane == 0) {
+        queries.unit[row] = most / kShare;
+    }
 }
+
+// A warp's copies of blocks in whole pieces: a barrier for each of its two slots, and the parity of what comes next.
+struct Arrivals {
+    uint32_t barriers;    // address in shared memory of two of 8 bytes: keys, values
+    uint32_t parity = 0;  // bit 0: of keys; bit 1: of values
+
+    __device__ __forceinline__ uint32_t barrier(bool key) const { return barriers + (key ? 0 : 8); }
+    __device__ __forceinline__ void wait(bool key) {
+        wait_arrival(barrier(key), key ? parity & 1 : parity >> 1);
+        parity ^= key ? 1 : 2;
+    }
+};
 
 // One warp's units of an item: first, first + step, ... below last. ring: [2, kSlot], the warp's own.
 template <int D, bool Any>
 struct Worker {
     const Item & item;
     const Queries & queries;
+    Arrivals & arrivals;
     uint32_t ring, record;  // offsets in shared memory
     int lane;
     int n_kv_heads;
@@ -72,26 +89,48 @@ struct Worker {
                      first_token(unit), item.seen.last, lane);
     }
 
+    // A half of a block: codes and parameters, of values also the pairs that all heads share.
+    __device__ __forceinline__ void copy_block(const Ref & ref, bool key) const {
+        const uint32_t first = key ? 0 : ref.v_codes(), n = key ? ref.v_codes() : ref.size() - first;
+        const uint32_t slot = shared_address(shared_bytes()) + ring + (key ? 0 : Shape<D>::kSlot);
+        const uint32_t pairs = !key && ref.v_pairs() > 0 ? ref.n_steps() * kStep * uint32_t(sizeof(format::Pair)) : 0;
+        const uint32_t pairs_slot = slot + ref.v_params() - first;
+        const uint8_t *from = ref.data() + first, *pairs_from = ref.data() - ref.v_pairs();
+        if constexpr (kBulkCopies) {
+            if (lane == 0) {
+                expect_bytes(arrivals.barrier(key), n + pairs);
+                copy_bulk(slot, from, n, arrivals.barrier(key));
+                if (pairs > 0) {
+                    copy_bulk(pairs_slot, pairs_from, pairs, arrivals.barrier(key));
+                }
+            }
+            return;
+        }
+        constexpr uint32_t kPiece = 16;
+        for (uint32_t i = lane * kPiece; i < n; i += kLanes * kPiece) {
+            copy_async(slot + i, from + i);
+        }
+        for (uint32_t i = lane * kPiece; i < pairs; i += kLanes * kPiece) {
+            copy_async(pairs_slot + i, pairs_from + i);
+        }
+    }
+
     __device__ __forceinline__ void copy(int unit, const Ref & ref, bool key) const {
         if (is_window(unit)) {
             copy_window(unit, key);
-            return;
+        } else {
+            copy_block(ref, key);
         }
-        const uint32_t first = key ? 0 : ref.v_codes(), n = key ? ref.v_codes() : ref.size() - first;
-        const uint32_t slot = shared_address(shared_bytes()) + ring + (key ? 0 : Shape<D>::kSlot);
-        const uint8_t * from = ref.data() + first;
-#pragma unroll 1
-        for (uint32_t base = lane * 16; base < n; base += 4 * kLanes * 16) {
-#pragma unroll
-            for (uint32_t i = base; i < base + 4 * kLanes * 16; i += kLanes * 16) {
-                if (i < n) {
-                    copy_async(slot + i, from + i);
-                }
-            }
+    }
+
+    // Waits for a half of the unit: all groups of copies but the newest, or what arrives in whole.
+    __device__ __forceinline__ void wait_for(bool window, bool key) const {
+        if (kBulkCopies && !window) {
+            arrivals.wait(key);
+        } else {
+            wait_copies<1>();
         }
-        if (!key && ref.v_pairs() > 0 && lane < ref.n_steps() * 4) {  // four pairs a lane
-            copy_async(slot + ref.v_params() - first + lane * 16, ref.data() - ref.v_pairs() + lane * 16);
-        }
+        __syncwarp();
     }
 
     // Starts copying the first unit, if there is one.
@@ -99,6 +138,9 @@ struct Worker {
         Ref ref = {};
         if (first < last) {
             ref = ref_of(first);
+            if (!is_window(first)) {
+                copy_record(ref.segment());
+            }
             copy(first, ref, true);
             commit_copies();
             copy(first, ref, false);
@@ -108,13 +150,11 @@ struct Worker {
     }
 
     // The record of a segment, in shared memory: it is read often, and what the cache holds goes by quickly.
-    __device__ __forceinline__ void load_record(uint32_t segment) const {
-        __syncwarp();
+    __device__ __forceinline__ void copy_record(uint32_t segment) const {
         if (lane < int(sizeof(HeadRecord) / sizeof(uint4))) {
             const auto * from = reinterpret_cast<const uint4 *>(item.records + int64_t(segment) * n_kv_heads);
-            reinterpret_cast<uint4 *>(shared_bytes() + record)[lane] = from[lane];
+            copy_async(shared_address(shared_bytes()) + record + lane * sizeof(uint4), from + lane);
         }
-        __syncwarp();
     }
 
     // ref: what begin() gave.
@@ -122,7 +162,7 @@ struct Worker {
         KeyQuery<D> query;
         const uint32_t keys = ring, values = ring + Shape<D>::kSlot;
         const auto & r = in_shared<HeadRecord>(record);
-        uint32_t segment = ~0u;
+        uint32_t segment = is_window(first) ? ~0u : ref.segment();  // whose record is there, or on its way
         Ref next = {};
         for (int unit = first; unit < last; unit += step) {
             const bool more = unit + step < last;
@@ -130,24 +170,30 @@ struct Worker {
                 next = ref_of(unit + step);
             }
             if (is_window(unit)) {
-                wait_copies<1>();
-                __syncwarp();
+                wait_for(true, true);
                 float s[8];
                 window_logits<D>(queries, keys, item.seen.last - first_token(unit), lane, s);
+                before_bulk_copies();
                 advance(unit + step, more, next, true);
+                wait_for(true, false);
                 add_window<D>(values, s, lane, sums);
+                before_bulk_copies();
             } else {
                 if (ref.segment() != segment) {
                     segment = ref.segment();
-                    load_record(segment);
+                    copy_record(segment);
+                    commit_copies();
+                    wait_copies<0>();
+                } else if (kBulkCopies) {
+                    wait_copies<0>();  // the first one's record
                 }
-                wait_copies<1>();
-                __syncwarp();
+                wait_for(false, true);
                 float s[16];
                 prepare_query<D, Any>(queries, r, ref, keys, lane, query);
                 key_logits<D, Any>(query, r, ref, keys, lane, s);
                 advance(unit + step, more, next, true);
                 hide(r, ref, lane, s);
+                wait_for(false, false);
                 add_values<D, Any>({r, ref, values, ref.n_steps()}, s, lane, sums);
             }
             advance(unit + step, more, next, false);
@@ -156,17 +202,14 @@ struct Worker {
         wait_copies<0>();
     }
 
-    // After keys: their slot takes the next unit's, and this one's values are there. After values: likewise.
+    // A slot that was read takes the same half of the next unit. Windows count groups of copies, so that every half is
+    // one.
     __device__ __forceinline__ void advance(int unit, bool more, const Ref & next, bool key) const {
         __syncwarp();
         if (more) {
             copy(unit, next, key);
         }
         commit_copies();
-        if (key) {
-            wait_copies<1>();
-            __syncwarp();
-        }
     }
 };
 
@@ -174,72 +217,90 @@ struct Worker {
 struct Shared {
     Run run;
     Item item;
+    Share share;
     Queries queries;
-    Space v_home;
     Merged merged;
 };
 
-// By one thread.
+// All units of a share. The warps' queries are on their way when the first units are.
 template <int D, bool Any>
-__device__ void open_item(const AttendParams & p, int number, uint32_t stored, Shared & shared) {
-    const Item item = item_at<D>(p, number);
-    Space k_home = {}, v_home = {};
-    if (item.n_blocks > 0) {
-        k_home = item.index->k;
-        v_home = item.index->v;
-        const int64_t channel = int64_t(item.head) * D;
-        k_home.divisor += k_home.divisor ? channel : 0;
-        v_home.divisor += v_home.divisor ? channel : 0;
+__device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared, Arrivals & arrivals, float * red,
+                                        float * acc) {
+    using S = Shape<D>;
+    const Item & item = shared.item;
+    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, n_warps = blockDim.x / kLanes;
+    const uint32_t stored = S::ring_bytes(n_warps);
+    const Worker<D, Any> worker = {item,
+                                   shared.queries,
+                                   arrivals,
+                                   uint32_t(warp * 2 * S::kSlot),
+                                   uint32_t(stored + S::kQueries + warp * sizeof(HeadRecord)),
+                                   lane,
+                                   p.a.n_kv_heads};
+    Row<D> row;
+    load_row<D>(p, item, warp, lane, row);
+    if (item.v_home.divisor && lane * 32 < D) {  // read at the end
+        fetch_line(item.v_home.divisor + lane * 32);
     }
-    // the fast kernel has but one space of queries: what it cannot compute must not look like a result
-    const bool wrong = !Any && item.n_blocks > 0 && !k_home.same;
-    shared.item = item;
-    shared.queries = {p.a.q + int64_t(item.row) * D, item.n_rows, wrong ? NAN : p.a.scale * kLog2e, stored, k_home, {}};
-    shared.v_home = v_home;
+    const int first = unit_at(item, shared.share.from) + warp, last = unit_at(item, shared.share.to);
+    if (first - warp < int(item.window_units)) {
+        wait_for_the_launch_before();  // it stores the newest token
+    }
+    const Ref ref = worker.begin(first, last);
+    for (int r = warp; r < kRows; r += n_warps) {
+        if (r != warp) {
+            load_row<D>(p, item, r, lane, row);
+        }
+        store_row<D>(shared.queries, acc, r, lane, row);
+    }
+    __syncthreads();
+    Sums<D> sums;
+    sums.clear(item.v_home);
+    worker.run(first, n_warps, last, ref, sums);
+    sums.move_to(item.v_home, lane);
+    merge_warps<D>(sums, item.n_rows, red, acc, shared.merged);
 }
 
 template <int D, bool Any>
 __global__ void __launch_bounds__(Shape<D>::kWarps * kLanes, 1) attend(AttendParams p) {
-    using S = Shape<D>;
     __shared__ Shared shared;
-    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, n_warps = blockDim.x / kLanes;
-    const uint32_t stored = S::ring_bytes(n_warps);
-    float * acc = reinterpret_cast<float *>(shared_bytes() + stored);  // where the stored queries were
     float * red = reinterpret_cast<float *>(shared_bytes());
-    find_run<D>(p, reinterpret_cast<uint32_t *>(shared_bytes()), shared.run);
-    const Run & run = shared.run;
-    uint64_t before = run.before;
-    for (int number = run.item; number < p.n_items && before < run.last; ++number) {
+    const uint32_t stored = Shape<D>::ring_bytes(blockDim.x / kLanes);
+    float * acc = reinterpret_cast<float *>(shared_bytes() + stored);  // where the stored queries were
+    __shared__ uint64_t barriers[Shape<D>::kWarps][2];
+    Arrivals arrivals = {shared_address(barriers[threadIdx.x / kLanes])};
+    if (threadIdx.x % kLanes == 0) {
+        make_arrival(arrivals.barrier(true));
+        make_arrival(arrivals.barrier(false));
+    }
+    const bool few = few_items(p);
+    if (few) {
+        find_share<D>(p, reinterpret_cast<uint32_t *>(shared_bytes()), shared.item, shared.share);
+    } else {
+        find_run<D>(p, reinterpret_cast<uint32_t *>(shared_bytes()), shared.run);
+    }
+    for (bool first = true; first || !few; first = false) {
         if (threadIdx.x == 0) {
-            open_item<D, Any>(p, number, stored, shared);
-        }
-        __syncthreads();
-        const Item & item = shared.item;
-        const uint64_t cost = item.cost();
-        if (cost > 0) {
-            const uint64_t from = max(run.first, before) - before, to = min(run.last, before + cost) - before;
-            const Worker<D, Any> worker = {item,
-                                           shared.queries,
-                                           uint32_t(warp * 2 * S::kSlot),
-                                           uint32_t(stored + S::kQueries + warp * sizeof(HeadRecord)),
-                                           lane,
-                                           p.a.n_kv_heads};
-            const int first = unit_at(item, uint32_t(from)) + warp, last = unit_at(item, uint32_t(to));
-            const Ref ref = worker.begin(first, last);
-            store_queries<D>(shared.queries, acc);
-            Sums<D> sums;
-            sums.clear(shared.v_home);
-            worker.run(first, n_warps, last, ref, sums);
-            sums.move_to(shared.v_home, lane);
-            merge_warps<D>(sums, item.n_rows, red, acc, shared.merged);
-            const int first_part = run.owner(before), n_parts = run.owner(before + cost - 1) - first_part + 1;
-            if (n_parts == 1 || merge_parts<D>(p, item, first_part, n_parts, acc, shared.merged)) {
-                finish<D>(p, item, shared.v_home, acc, shared.merged);
+            if (!few) {
+                next_share<D>(p, shared.run, shared.item, shared.share);
             }
+            const Item & item = shared.item;
+            // the fast kernel has but one space of queries: what it cannot compute must not look like a result
+            const float scale = Any || item.one_space ? p.a.scale * kLog2e : NAN;
+            shared.queries = {p.a.q + int64_t(item.row) * D, item.n_rows, scale, stored, item.k_home, {}};
         }
-        before += cost;
+        before_bulk_copies();
+        __syncthreads();
+        if (!shared.share.exists(p)) {
+            break;
+        }
+        work_on<D, Any>(p, shared, arrivals, red, acc);
+        if (shared.share.n_parts == 1 || merge_parts<D>(p, shared.item, shared.share, red, acc, shared.merged)) {
+            finish<D>(p, shared.item, acc, shared.merged);
+        }
         __syncthreads();
     }
+    wait_for_the_launch_before();
 }
 
 template <int D, bool Any>
@@ -259,8 +320,19 @@ const char * launch(const AttendParams & p, cudaStream_t stream) {
     if (error != cudaSuccess) {
         return cudaGetErrorString(error);
     }
-    attend<D, Any><<<device.multiprocessors, n_warps * kLanes, shared, stream>>>(p);
-    return launch_error();
+    // what does not need the new token begins while append_kv stores it
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(device.multiprocessors);
+    config.blockDim = dim3(n_warps * kLanes);
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = device.starts_early ? 1 : 0;
+    error = cudaLaunchKernelEx(&config, attend<D, Any>, p);
+    return error == cudaSuccess ? launch_error() : cudaGetErrorString(error);
 }
 
 }  // namespace zipcache::cuda

@@ -218,8 +218,8 @@ __device__ __forceinline__ void multiply_step(const KeyQuery<D> & a, const uint3
     for (int tile = 0; tile < 2; ++tile) {
 #pragma unroll
         for (int i = 0; i + 1 < kSteps; i += 2) {
-            mma_k32(c[tile], a.high[i], a.low[i], a.high[i + 1], a.low[i + 1], b[tile * kSteps + i],
-                    b[tile * kSteps + i + 1]);
+            (i == 0 ? mma_k32_first : mma_k32)(c[tile], a.high[i], a.low[i], a.high[i + 1], a.low[i + 1],
+                                               b[tile * kSteps + i], b[tile * kSteps + i + 1]);
         }
         if constexpr (kSteps % 2 == 1) {
             mma_k16(c[tile], a.high[kSteps - 1], a.low[kSteps - 1], b[tile * kSteps + kSteps - 1]);
@@ -243,7 +243,7 @@ __device__ __forceinline__ void weigh_tokens(const KeyQuery<D> & a, const HeadRe
         for (int i = 0; i < (D + 31) / 32; ++i) {
             sum += a.sums[i];
         }
-        int c[2][4] = {};
+        int c[2][4];
         multiply_step<D>(a, b, c);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -269,44 +269,32 @@ __device__ __forceinline__ void weigh_tokens(const KeyQuery<D> & a, const HeadRe
     }
 }
 
-// s [16]: the logit of place 8 (i / 2) + 2 quarter + i % 2 at [i]; -inf beyond the block's steps of 16 places.
+// s [16]: the logit of place 8 (i / 2) + 2 quarter + i % 2 at [i]; anything where the block has no token.
 template <int D, bool Any>
 __device__ __forceinline__ void key_logits(const KeyQuery<D> & a, const HeadRecord & r, const Ref & ref, uint32_t slot,
                                            int lane, float (&s)[16]) {
     const bool by_token = Any && r.k_scope == GGML_ZIPCACHE_SCOPE_TOKEN;
     const int n_steps = ref.n_steps(), n_places = n_steps * kStep;
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-        s[i] = -INFINITY;
-    }
     with_bits(ref.k_bits(), [&](auto bits) {
-#pragma unroll 1
-        for (int pair = 0; 2 * pair < n_steps; ++pair) {
-            float own[8];
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int step = 2 * pair + half;
-                float * to = own + 4 * half;
-                if (step >= n_steps) {
-                    to[0] = to[1] = to[2] = to[3] = -INFINITY;
-                    continue;
-                }
-                uint32_t b[Shape<D>::kRegs];
-                unpack<decltype(bits)::value, D>(slot, n_steps, step, lane, 0, b);
-                if (by_token) {
-                    weigh_tokens<D>(a, r, ref, slot, n_places, (lane % 4) * (n_places / 4) + step * 4, b, to);
-                } else {
-                    int c[2][4] = {};
-                    multiply_step<D>(a, b, c);
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        to[i] = fmaf(whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]), a.unit, a.offset);
-                    }
-                }
+        for (int step = 0; step < 4; ++step) {
+            float * to = s + 4 * step;
+            // an odd number of steps has one too many, of what lies in the slot: hide() takes it away
+            if ((by_token ? step : step / 2 * 2) >= n_steps) {
+                to[0] = to[1] = to[2] = to[3] = -INFINITY;
+                continue;
             }
+            uint32_t b[Shape<D>::kRegs];
+            unpack<decltype(bits)::value, D>(slot, n_steps, step, lane, 0, b);
+            if (by_token) {
+                weigh_tokens<D>(a, r, ref, slot, n_places, (lane % 4) * (n_places / 4) + step * 4, b, to);
+                continue;
+            }
+            int c[2][4];
+            multiply_step<D>(a, b, c);
 #pragma unroll
-            for (int i = 0; i < 16; ++i) {  // the loop is not unrolled, so the place is chosen
-                s[i] = i / 8 == pair ? own[i % 8] : s[i];
+            for (int i = 0; i < 4; ++i) {
+                to[i] = fmaf(whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]), a.unit, a.offset);
             }
         }
     });

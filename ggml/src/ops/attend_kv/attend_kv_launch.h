@@ -14,17 +14,21 @@ struct AttendParams {
     int n_passes;        // items of a KV head
     int n_items;         // [n_sequences, n_kv_heads, n_passes]
     uint32_t * arrived;  // [n_items]: parts of an item that are done; zeros between launches
-    float * partial;     // [gridDim + n_items, kRows, head_dim + 2]: unnormalized output, maximum, sum
+    float * partial;     // [gridDim + n_items, kRows * (head_dim + 2)]: see part_at
 };
 
 struct Device {
     int multiprocessors = 1, shared_bytes = 0;  // of a block of threads, at most
+    bool starts_early = false;                  // a launch may begin before the one before it has ended
 
     Device() {
         int device = 0;
         cudaGetDevice(&device);
         cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
         cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+        int major = 0;
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+        starts_early = major >= 9;
     }
 };
 

@@ -2,39 +2,27 @@
 // From the sums of warps to an item's result: over the warps of a block, over the blocks that had a part of the item.
 #include "attend_kv_items.cuh"
 #include "attend_kv_values.cuh"
+#include "cuda/row.cuh"
 
 namespace zipcache::cuda {
-
-// Walsh-Hadamard of rows [n, head_dim] in shared memory, row r's channel c at place(r, c), by all threads together.
-template <int D, class Place>
-__device__ void hadamard_rows(float * rows, int n, Place && place) {
-    constexpr int kSize = D & -D;
-    const float norm = rsqrtf(float(kSize));
-#pragma unroll 1
-    for (int half = 1; half < kSize; half *= 2) {
-        __syncthreads();
-        for (int i = threadIdx.x; i < n * D / 2; i += blockDim.x) {
-            const int pair = i % (D / 2), channel = 2 * pair - (pair & (half - 1));
-            float & low = rows[place(i / (D / 2), channel)];
-            float & high = rows[place(i / (D / 2), channel + half)];
-            const float a = low, b = high, scale = 2 * half == kSize ? norm : 1.0f;
-            low = (a + b) * scale;
-            high = (a - b) * scale;
-        }
-    }
-    __syncthreads();
-}
 
 // An item's sums in shared memory: acc [kRows, D] unnormalized, maximum and sum of each row.
 struct Merged {
     float maximum[kRows], sum[kRows];
 };
 
+__device__ __forceinline__ void add_weighted(float4 & sum, float weight, const float4 & x) {
+    sum.x = fmaf(weight, x.x, sum.x);
+    sum.y = fmaf(weight, x.y, sum.y);
+    sum.z = fmaf(weight, x.z, sum.z);
+    sum.w = fmaf(weight, x.w, sum.w);
+}
+
 // All warps' sums, in one space. red: shared [n_warps, kRows, kRedStride].
 template <int D>
 __device__ void merge_warps(const Sums<D> & sums, int n_rows, float * red, float * acc, Merged & merged) {
     using S = Shape<D>;
-    __shared__ float maximum[S::kWarps][kRows], sum[S::kWarps][kRows];
+    __shared__ float maximum[S::kWarps][kRows], sum[S::kWarps][kRows], weight[S::kWarps][kRows];
     const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, row = lane / 4, n_warps = blockDim.x / kLanes;
     __syncthreads();
     if (lane % 4 == 0) {
@@ -50,47 +38,58 @@ __device__ void merge_warps(const Sums<D> & sums, int n_rows, float * red, float
         }
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < n_rows * D; i += blockDim.x) {
-        const int r = i / D;
-        float top = -INFINITY, out = 0, total = 0;
+    if (lane < kRows) {
+        float top = -INFINITY;
         for (int w = 0; w < n_warps; ++w) {
-            top = fmaxf(top, maximum[w][r]);
+            top = fmaxf(top, maximum[w][lane]);
         }
-        const float safe = top == -INFINITY ? 0 : top;
+        weight[warp][lane] = top == -INFINITY ? 0 : exp2_fast(maximum[warp][lane] - top);
+        merged.maximum[lane] = top;  // all warps write the same
+    }
+    __syncthreads();
+    if (threadIdx.x < kRows) {
+        float total = 0;
+        for (int w = 0; w < n_warps; ++w) {
+            total = fmaf(weight[w][threadIdx.x], sum[w][threadIdx.x], total);
+        }
+        merged.sum[threadIdx.x] = total;
+    }
+    for (int i = threadIdx.x * 4; i < n_rows * D; i += blockDim.x * 4) {
+        float4 out = {};
 #pragma unroll 4
         for (int w = 0; w < n_warps; ++w) {
-            const float weight = exp2_fast(maximum[w][r] - safe);
-            total = fmaf(weight, sum[w][r], total);
-            out = fmaf(weight, red[(w * kRows + r) * S::kRedStride + i % D], out);
+            const float4 x = *reinterpret_cast<const float4 *>(red + (w * kRows + i / D) * S::kRedStride + i % D);
+            add_weighted(out, weight[w][i / D], x);
         }
-        acc[i] = out;
-        if (i % D == 0) {
-            merged.maximum[r] = top;
-            merged.sum[r] = total;
-        }
+        *reinterpret_cast<float4 *>(acc + i) = out;
     }
     __syncthreads();
 }
 
-// Leaves this part of an item, and tells whether it was the last of n_parts; then acc holds them all.
+// What a block leaves of an item for the others: [kRows, head_dim] sums, then [kRows, 2]: maximum and sum.
 template <int D>
-__device__ bool merge_parts(const AttendParams & p, const Item & item, int first_part, int n_parts, float * acc,
+__device__ __forceinline__ float * part_at(const AttendParams & p, const Item & item, int block) {
+    return p.partial + int64_t(block + item.number) * kRows * (D + 2);
+}
+
+// Leaves this part of an item, and tells whether it was the last one; then acc holds them all. weight: shared
+// [2, n_parts, kRows].
+template <int D>
+__device__ bool merge_parts(const AttendParams & p, const Item & item, const Share & share, float * weight, float * acc,
                             Merged & merged) {
     __shared__ bool last;
-    constexpr int kStride = D + 2;
-    auto part = [&](int block) { return p.partial + int64_t(block + item.number) * kRows * kStride; };
-    float * own = part(blockIdx.x);
-    for (int i = threadIdx.x; i < item.n_rows * D; i += blockDim.x) {
-        own[i / D * kStride + i % D] = acc[i];
+    const int n_values = item.n_rows * D, warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+    float * own = part_at<D>(p, item, blockIdx.x);
+    for (int i = threadIdx.x * 4; i < n_values; i += blockDim.x * 4) {
+        *reinterpret_cast<float4 *>(own + i) = *reinterpret_cast<const float4 *>(acc + i);
     }
-    if (threadIdx.x < item.n_rows) {
-        own[threadIdx.x * kStride + D] = merged.maximum[threadIdx.x];
-        own[threadIdx.x * kStride + D + 1] = merged.sum[threadIdx.x];
+    if (threadIdx.x < kRows) {
+        const int r = threadIdx.x;
+        reinterpret_cast<float2 *>(own + kRows * D)[r] = {merged.maximum[r], merged.sum[r]};
     }
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        last = atomicAdd(&p.arrived[item.number], 1u) + 1 == uint32_t(n_parts);
+        last = count_arrival(&p.arrived[item.number]) + 1 == uint32_t(share.n_parts);
         if (last) {
             p.arrived[item.number] = 0;
         }
@@ -99,27 +98,47 @@ __device__ bool merge_parts(const AttendParams & p, const Item & item, int first
     if (!last) {
         return false;
     }
-    __threadfence();
-    for (int i = threadIdx.x; i < item.n_rows * D; i += blockDim.x) {
-        const int r = i / D, c = i % D;
-        float top = -INFINITY, out = 0, total = 0;
-#pragma unroll 8
-        for (int k = 0; k < n_parts; ++k) {
-            top = fmaxf(top, __ldcg(part(first_part + k) + r * kStride + D));
+    float * sum = weight + share.n_parts * kRows;
+    for (int i = threadIdx.x; i < share.n_parts * kRows; i += blockDim.x) {
+        const float * part = part_at<D>(p, item, share.first_part + i / kRows);
+        const float2 own = __ldcg(reinterpret_cast<const float2 *>(part + kRows * D) + i % kRows);
+        weight[i] = own.x;
+        sum[i] = own.y;
+    }
+    __syncthreads();
+    for (int r = warp; r < kRows; r += blockDim.x / kLanes) {
+        float top = -INFINITY, total = 0;
+        for (int k = lane; k < share.n_parts; k += kLanes) {
+            top = fmaxf(top, weight[k * kRows + r]);
         }
-        const float safe = top == -INFINITY ? 0 : top;
-#pragma unroll 8
-        for (int k = 0; k < n_parts; ++k) {
-            const float * from = part(first_part + k) + r * kStride;
-            const float weight = exp2_fast(__ldcg(from + D) - safe);
-            total = fmaf(weight, __ldcg(from + D + 1), total);
-            out = fmaf(weight, __ldcg(from + c), out);
+#pragma unroll
+        for (int step = 1; step < kLanes; step *= 2) {
+            top = fmaxf(top, __shfl_xor_sync(~0u, top, step));
         }
-        acc[i] = out;
-        if (c == 0) {
+        for (int k = lane; k < share.n_parts; k += kLanes) {
+            float & own = weight[k * kRows + r];
+            own = top == -INFINITY ? 0 : exp2_fast(own - top);
+            total = fmaf(own, sum[k * kRows + r], total);
+        }
+#pragma unroll
+        for (int step = 1; step < kLanes; step *= 2) {
+            total += __shfl_xor_sync(~0u, total, step);
+        }
+        if (lane == 0) {
             merged.maximum[r] = top;
             merged.sum[r] = total;
         }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x * 4; i < n_values; i += blockDim.x * 4) {
+        const float * from = part_at<D>(p, item, share.first_part) + i;
+        float4 out = {};
+#pragma unroll 8
+        for (int k = 0; k < share.n_parts; ++k) {
+            const float4 x = __ldcg(reinterpret_cast<const float4 *>(from + int64_t(k) * kRows * (D + 2)));
+            add_weighted(out, weight[k * kRows + i / D], x);
+        }
+        *reinterpret_cast<float4 *>(acc + i) = out;
     }
     __syncthreads();
     return true;
@@ -127,27 +146,37 @@ __device__ bool merge_parts(const AttendParams & p, const Item & item, int first
 
 // Undoes the values' transform and writes an item's results.
 template <int D>
-__device__ void finish(const AttendParams & p, const Item & item, const Space & home, float * acc,
-                       const Merged & merged) {
-    if (home.rotate) {
-        hadamard_rows<D>(acc, item.n_rows, [](int row, int channel) { return row * D + channel; });
-    }
+__device__ void finish(const AttendParams & p, const Item & item, const float * acc, const Merged & merged) {
     const auto & s = *item.sequence;
-    const int slot = s.probe_slot ? s.probe_slot[item.seen.last - 1] : -1;
+    const int slot = item.probe_slot;
     const int64_t first = int64_t(item.row) * D, head = item.row % p.a.n_heads;
-    for (int i = threadIdx.x; i < item.n_rows * D; i += blockDim.x) {
-        const float divisor = home.divisor ? home.divisor[i % D] : 1.0f;
-        p.a.out[first + i] = acc[i] * divisor / merged.sum[i / D];
-        if (slot >= 0) {
-            s.probe_q[(int64_t(slot) * p.a.n_heads + head) * D + i] =
-                __half_as_ushort(__float2half_rn(p.a.q[first + i]));
+    const int lane = threadIdx.x % kLanes;
+    for (int r = threadIdx.x / kLanes; r < item.n_rows; r += blockDim.x / kLanes) {
+        Row<D> x;
+#pragma unroll
+        for (int i = 0; i * kLanes < D; ++i) {
+            const int c = i * kLanes + lane;
+            x[i] = c < D ? acc[r * D + c] : 0;
+        }
+        if (item.v_home.rotate) {
+            warp_hadamard<D>(x, lane);
+        }
+        const float up = __fdividef(1, merged.sum[r]);
+        for (int i = 0; i * kLanes < D; ++i) {
+            const int c = i * kLanes + lane;
+            if (c < D) {
+                p.a.out[first + r * D + c] = x[i] * up * (item.v_home.divisor ? item.v_home.divisor[c] : 1.0f);
+            }
+            if (c < D && slot >= 0) {
+                s.probe_q[((int64_t(slot) * p.a.n_heads + head) + r) * D + c] =
+                    __half_as_ushort(__float2half_rn(p.a.q[first + r * D + c]));
+            }
+        }
+        if (slot >= 0 && lane == 0) {
+            s.probe_log_sum[int64_t(slot) * p.a.n_heads + head + r] =
+                (merged.maximum[r] + log2f(merged.sum[r])) / kLog2e;
         }
     }
-    if (slot >= 0 && threadIdx.x < item.n_rows) {
-        const int r = threadIdx.x;
-        s.probe_log_sum[int64_t(slot) * p.a.n_heads + head + r] = (merged.maximum[r] + log2f(merged.sum[r])) / kLog2e;
-    }
-    __syncthreads();
 }
 
 }  // namespace zipcache::cuda

@@ -113,7 +113,7 @@ __device__ __forceinline__ void load_words(uint32_t plane, int step, int lane, u
     }
 }
 
-// Adds the codes of a plane to registers [first, first + N), its bits from `low` on.
+// Adds the codes of a plane to registers [first, first + N), its bits from `low` on; the first plane begins them.
 template <int W, int D, int N>
 __device__ __forceinline__ void add_plane(const uint32_t (&words)[lane_words(D, W)], int first, int low,
                                           uint32_t (&regs)[N]) {
@@ -122,7 +122,8 @@ __device__ __forceinline__ void add_plane(const uint32_t (&words)[lane_words(D, 
     for (int i = 0; i < N; ++i) {
         const int shift = (first + i) % (8 / W) * W - low;
         const uint32_t word = words[(first + i) / (8 / W)];
-        regs[i] |= (shift >= 0 ? word >> shift : word << -shift) & (kMask << low);
+        const uint32_t own = (shift >= 0 ? word >> shift : word << -shift) & (kMask << low);
+        regs[i] = low == 0 ? own : regs[i] | own;
     }
 }
 
@@ -140,10 +141,6 @@ __device__ __forceinline__ void unpack(uint32_t codes, int n_steps, int step, in
         }
     } else {
         constexpr bool k4 = Bits & 4, k2 = Bits & 2, k1 = Bits & 1;
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-            regs[i] = 0;
-        }
         if constexpr (k4) {
             uint32_t words[lane_words(D, 4)];
             load_words<4, D>(codes, step, lane, words);

@@ -23,7 +23,8 @@ __device__ __noinline__ void change_space(float * x, Space from, Space to, int l
 #pragma unroll
             for (int i = 0; i < kN; ++i) {
                 const int channel = 8 * (i / 2) + lane % 4 * 2 + i % 2;
-                y[i] *= (from.divisor ? from.divisor[channel] : 1.0f) / (to.divisor ? to.divisor[channel] : 1.0f);
+                y[i] *=
+                    __fdividef(from.divisor ? from.divisor[channel] : 1.0f, to.divisor ? to.divisor[channel] : 1.0f);
             }
         }
     }
@@ -125,7 +126,8 @@ struct WeightQuery {
     }
 };
 
-// Integer products of the weights with tiles [First, First + N) of 8 channels.
+// Integer products of the weights with tiles [first, first + N) of 8 channels. Places that the block has not weigh
+// nothing, whatever lies in the slot.
 template <int Bits, int D, int N>
 __device__ __forceinline__ void multiply_tiles(const WeightQuery & w, uint32_t slot, int n_steps, int lane, int first,
                                                int (&c)[N][4]) {
@@ -135,11 +137,9 @@ __device__ __forceinline__ void multiply_tiles(const WeightQuery & w, uint32_t s
     }
 #pragma unroll 1
     for (int pair = 0; 2 * pair < n_steps; ++pair) {
-        uint32_t b[2][N] = {};
+        uint32_t b[2][N];
         unpack<Bits, D>(slot, n_steps, 2 * pair, lane, first, b[0]);
-        if (2 * pair + 1 < n_steps) {
-            unpack<Bits, D>(slot, n_steps, 2 * pair + 1, lane, first, b[1]);
-        }
+        unpack<Bits, D>(slot, n_steps, 2 * pair + 1, lane, first, b[1]);
         // chosen, not indexed: registers have no addresses
         const uint32_t high0 = pair == 0 ? w.high[0] : w.high[2], high1 = pair == 0 ? w.high[1] : w.high[3];
         const uint32_t low0 = pair == 0 ? w.low[0] : w.low[2], low1 = pair == 0 ? w.low[1] : w.low[3];
@@ -193,8 +193,7 @@ __device__ __forceinline__ void weigh_middles(const WeightQuery & w, bool pair, 
     uint32_t column[4] = {};
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-        const bool used = pair && step < n_steps;
-        const uint32_t m = used ? in_shared<uint32_t>(middles + (lane % 4 * n_steps + step) * 4) : 0;
+        const uint32_t m = pair ? in_shared<uint32_t>(middles + (lane % 4 * n_steps + step) * 4) : 0;
         column[step] = lane / 4 == 0 ? m ^ 0x80808080u : lane / 4 == 1 ? 0x01010101u : 0;
     }
     int c[4] = {};
@@ -203,14 +202,15 @@ __device__ __forceinline__ void weigh_middles(const WeightQuery & w, bool pair, 
     ones = __shfl_sync(~0u, whole(c[1], c[3]), lane & ~3);
 }
 
-// Tokens' 8-bit parameters for all channels: the recipe of `auto`.
+// Tokens' 8-bit parameters for all channels: the recipe of `auto`. Where there is no token, what is read weighs
+// nothing.
 __device__ __forceinline__ void weigh_f8(const ValueBlock & block, const float (&s)[16], float own, int lane,
                                          Weighing & to) {
     const int n = block.n_steps;
     const uint32_t ranges = block.params();
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-        const uint32_t word = step < n ? in_shared<uint32_t>(ranges + (lane % 4 * n + step) * 4) : 0;
+        const uint32_t word = in_shared<uint32_t>(ranges + (lane % 4 * n + step) * 4);
         float v[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {

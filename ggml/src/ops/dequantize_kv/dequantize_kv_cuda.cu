@@ -31,17 +31,40 @@ __global__ void order_tokens(Task t) {
     find_places(t.f, tags, t.n_tokens, t.max_places, t.counts, t.token);
 }
 
-__device__ uint32_t code_at(const uint8_t * codes, int place, int channel, int n_places, int dim, int bits, bool key) {
-    const format::Planes planes = cuda_planes(bits);
-    uint32_t code = 0;
+// The four codes of a register, a byte each: register `reg` of a lane of 16 places, of all planes.
+__device__ uint32_t codes_of(const uint8_t * codes, const format::Planes & planes, int step, int reg, int lane,
+                             int n_places, int dim) {
+    uint32_t all = 0;
     for (int p = 0, low = 0; p < planes.n; low += planes.width[p++]) {
         const int width = planes.width[p];
-        const format::Spot spot =
-            key ? cuda_k_spot(place, channel, dim, width) : cuda_v_spot(place, channel, dim, width);
-        code |= (uint32_t(codes[spot.byte]) >> spot.shift & ((1u << width) - 1)) << low;
+        const format::Spot spot = word_spot(step, reg, lane, 0, dim, width);
+        const uint32_t word = *reinterpret_cast<const uint32_t *>(codes + spot.byte);
+        all |= (word >> spot.shift & 0x01010101u * ((1u << width) - 1)) << low;
         codes += plane_bytes(n_places, dim, width);
     }
-    return code;
+    return all;
+}
+
+// A block's rows before they are turned back, x [n_places, dim + 1]. A warp takes a register of all lanes at a time.
+__device__ void decode_block(const FoundBlock & b, const SidePlace & side, const ParamReader & params, int dim,
+                             bool key, float * x) {
+    const int bits = side.how.bits[b.tier], lane = threadIdx.x % kLanes, stride = dim + 1;
+    const format::Planes planes = cuda_planes(bits);
+    const int n_regs = dim / 8, n = b.n_places / kStep * n_regs;
+    for (int i = threadIdx.x / kLanes; i < n; i += blockDim.x / kLanes) {
+        const int step = i / n_regs, reg = i % n_regs;
+        const uint32_t codes = bits > 0 ? codes_of(side.codes, planes, step, reg, lane, b.n_places, dim) : 0;
+        for (int j = 0; j < 4; ++j) {
+            const int place = step * kStep + (key ? reg / (dim / 16) * 8 + lane / 4 : j / 2 * 8 + lane % 4 * 2 + j % 2);
+            const int channel = key ? reg % (dim / 16) * 16 + lane % 4 * 4 + j : reg * 8 + lane / 4;
+            float value = 0;
+            if (bits > 0 && place < b.n) {
+                const Value v = params.at(side.entry(place, channel, b.n_places, dim));
+                value = v.scale * float(codes >> 8 * j & 255u) + v.min;
+            }
+            x[place * stride + channel] = value;
+        }
+    }
 }
 
 // grid [max_blocks, n_kv_heads, 2 sides]
@@ -59,16 +82,7 @@ __global__ void decode(Task t, ggml_zipcache_cuda_rows_out rows) {
     const auto & units = *reinterpret_cast<const format::HeadUnits *>(table + 2 * t.f.n_tiers);
     const ParamReader params(side.how, b.tier, side.params, side.n, key ? units.k_range : units.v_range,
                              key ? units.k_mid : units.v_mid);
-    const int bits = side.how.bits[b.tier];
-    for (int i = threadIdx.x; i < b.n * dim; i += blockDim.x) {
-        const int place = i / dim, c = i % dim;
-        float value = 0;
-        if (bits > 0) {
-            const Value v = params.at(side.entry(place, c, b.n_places, dim));
-            value = v.scale * float(code_at(side.codes, place, c, b.n_places, dim, bits, key)) + v.min;
-        }
-        x[place * stride + c] = value;
-    }
+    decode_block(b, side, params, dim, key, x);
     __syncthreads();
     if (side.how.rotate) {
         rotate_rows(x, b.n, stride, dim);
@@ -77,12 +91,17 @@ __global__ void decode(Task t, ggml_zipcache_cuda_rows_out rows) {
     const float * divisor = key ? rows.k_divisor : rows.v_divisor;
     auto * to = reinterpret_cast<__half *>(key ? rows.k : rows.v) + head * rows.stride * dim;
     const uint32_t * token = t.tokens(head) + b.place;
-    for (int i = threadIdx.x; i < b.n * dim; i += blockDim.x) {
-        const int place = i / dim, c = i % dim;
-        const float scale = divisor ? divisor[head * dim + c] : 1.0f;
-        to[int64_t(token[place]) * dim + c] = __float2half_rn(x[place * stride + c] * scale);
-        if (rows.kept && key && c == 0) {
-            rows.kept[head * t.n_tokens + token[place]] = 1;
+    const int lane = threadIdx.x % kLanes;
+    for (int place = threadIdx.x / kLanes; place < b.n; place += blockDim.x / kLanes) {
+        const int64_t row = token[place];
+        for (int c = 2 * lane; c < dim; c += 2 * kLanes) {
+            const float first = divisor ? divisor[head * dim + c] : 1.0f;
+            const float second = divisor ? divisor[head * dim + c + 1] : 1.0f;
+            const float * from = x + place * stride + c;
+            *reinterpret_cast<__half2 *>(to + row * dim + c) = __floats2half2_rn(from[0] * first, from[1] * second);
+        }
+        if (rows.kept && key && lane == 0) {
+            rows.kept[head * t.n_tokens + row] = 1;
         }
     }
 }

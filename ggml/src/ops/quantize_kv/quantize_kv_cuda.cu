@@ -102,28 +102,39 @@ __global__ void order_tokens(Task t) {
                 t.work.token);
 }
 
+// What a head's tokens of a tier take, in shared memory.
+struct TierSize {
+    uint32_t count, places, bytes;
+};
+
 // Header and tables, by one block of threads.
 __global__ void write_tables(Task t) {
+    extern __shared__ TierSize sizes[];  // [n_kv_heads, n_tiers]
     const auto & f = t.f;
-    int64_t n_places = 0, n_bytes = 0;
+    const int n = f.n_kv_heads * f.n_tiers;
+    for (int i = threadIdx.x; i < n; i += kThreads) {
+        const uint32_t count = t.counts(i / f.n_tiers)[i % f.n_tiers];
+        sizes[i] = {count, uint32_t(cuda_tier_places(f, i % f.n_tiers, count)),
+                    uint32_t(cuda_tier_bytes(f, i % f.n_tiers, count))};
+    }
+    __syncthreads();
+    uint32_t n_places = 0;
     for (int head = 0; head < f.n_kv_heads; ++head) {
-        int64_t places = 0;
+        uint32_t places = 0;
         for (int i = 0; i < f.n_tiers; ++i) {
-            places += cuda_tier_places(f, i, t.counts(head)[i]);
+            places += sizes[head * f.n_tiers + i].places;
         }
         n_places = max(n_places, places);
     }
     const SegmentLayout l = segment_layout(f, t.rows.n_tokens, n_places);
-    n_bytes = l.blocks;
-    for (int head = 0; head < f.n_kv_heads; ++head) {
-        for (int i = 0; i < f.n_tiers; ++i) {
-            const uint32_t count = t.counts(head)[i];
-            if (threadIdx.x == head % kThreads && l.blocks <= t.capacity) {
-                t.table(l, head)[i] = count;
-                t.table(l, head)[f.n_tiers + i] = uint32_t(n_bytes);
-            }
-            n_bytes += cuda_tier_bytes(f, i, count);
+    int64_t n_bytes = l.blocks;
+    for (int i = 0; i < n; ++i) {
+        if (threadIdx.x == i % kThreads && l.blocks <= t.capacity) {
+            uint32_t * table = t.table(l, i / f.n_tiers) + i % f.n_tiers;
+            table[0] = sizes[i].count;
+            table[f.n_tiers] = uint32_t(n_bytes);
         }
+        n_bytes += sizes[i].bytes;
     }
     if (threadIdx.x == 0) {
         *reinterpret_cast<format::SegmentHeader *>(t.to) = {
@@ -479,7 +490,7 @@ const char * ggml_zipcache_cuda_quantize_kv(const ggml_zipcache_format * format,
     cudaMemsetAsync(to, 0, capacity, at);  // gaps too, so that equal input gives equal bytes
     const int n_orders = format::n_orders(f);
     order_tokens<<<n_orders, kOrderThreads, 0, at>>>(task);
-    write_tables<<<1, kThreads, 0, at>>>(task);
+    write_tables<<<1, kThreads, f.n_kv_heads * f.n_tiers * sizeof(TierSize), at>>>(task);
     const int64_t tags = n_orders * format::tag_bytes(f, rows->n_tokens);
     if (tags > 0) {
         write_tags<<<unsigned((tags + kThreads - 1) / kThreads), kThreads, 0, at>>>(task);

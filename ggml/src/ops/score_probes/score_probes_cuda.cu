@@ -23,6 +23,7 @@ struct Task {
     int group;
     __half * q;       // [n_kv_heads, n_padded, head_dim]
     float * log_sum;  // [n_kv_heads, n_padded], to base 2
+    float2 * part;    // [n_parts, n_kv_heads, n_padded]: maximum and sum of a part of the tokens
     int2 * seen;      // [n_padded]: tokens [x, y) that a row sees; none for padding
 };
 
@@ -98,7 +99,8 @@ __device__ int2 seen_by_any(const int2 * seen, int n) {
     return {low, high};
 }
 
-// First pass. grid [n_padded / kOwn, n_kv_heads]; a warp has 16 rows.
+// First pass. grid [n_padded / kOwn, n_kv_heads, n_parts]; a warp has 16 rows. Few rows over many tokens would leave
+// most of the device idle, so the tokens are parted.
 template <int D>
 __global__ void __launch_bounds__(kThreads) sum_rows(Task t) {
     extern __shared__ __align__(16) __half tiles[];
@@ -112,7 +114,10 @@ __global__ void __launch_bounds__(kThreads) sum_rows(Task t) {
     const int2 seen[2] = {t.seen[first_row + row], t.seen[first_row + row + 8]};
     float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     const auto * keys = reinterpret_cast<const __half *>(t.p.k) + head * t.p.k_stride * D;
-    for (int token = any.x / kStream * kStream; token < any.y; token += kStream) {
+    const int begin = any.x / kStream, n_tiles = max(0, (any.y + kStream - 1) / kStream - begin);
+    const int from = begin + int(int64_t(n_tiles) * blockIdx.z / gridDim.z);
+    const int to = begin + int(int64_t(n_tiles) * (blockIdx.z + 1) / gridDim.z);
+    for (int token = from * kStream; token < to * kStream; token += kStream) {
         __syncthreads();
         load_tile<D>(k, keys, token, t.p.n_tokens, kStream);
         __syncthreads();
@@ -143,9 +148,27 @@ __global__ void __launch_bounds__(kThreads) sum_rows(Task t) {
         const float top = quad_max(maximum[half]);
         const float total = quad_sum(top > -INFINITY ? sum[half] * exp2_fast(maximum[half] - top) : 0.0f);
         if (lane % 4 == 0) {
-            t.log_sum[head * t.n_padded + first_row + row + half * 8] = total > 0 ? top + log2f(total) : INFINITY;
+            const int64_t at = (int64_t(blockIdx.z) * gridDim.y + head) * t.n_padded + first_row + row + half * 8;
+            t.part[at] = {top, total};
         }
     }
+}
+
+// The parts of a row together. A thread a row of a head.
+__global__ void merge_rows(Task t, int n_parts) {
+    const int64_t row = int64_t(blockIdx.x) * kThreads + threadIdx.x, n = t.p.n_kv_heads * t.n_padded;
+    if (row >= n) {
+        return;
+    }
+    float top = -INFINITY, total = 0;
+    for (int i = 0; i < n_parts; ++i) {
+        top = fmaxf(top, t.part[i * n + row].x);
+    }
+    for (int i = 0; i < n_parts; ++i) {
+        const float2 part = t.part[i * n + row];
+        total += part.y > 0 ? part.y * exp2_fast(part.x - top) : 0.0f;
+    }
+    t.log_sum[row] = total > 0 ? top + log2f(total) : INFINITY;
 }
 
 // Second pass. grid [tokens / kOwn, n_kv_heads]; a warp has 16 of the rows that pass by, and half of the tokens.
@@ -208,26 +231,41 @@ __global__ void __launch_bounds__(kThreads) sum_columns(Task t) {
 }
 
 struct Sizes {
-    int64_t n_padded, log_sum, seen, size;
+    int64_t n_padded, log_sum, part, seen, size;
+    int n_parts;
 };
+
+// Enough of them to fill the device.
+int parts_for(int64_t n_blocks, int64_t n_tokens) {
+    constexpr int64_t kBlocksEach = 2, kLeastTokens = 2048;
+    int device = 0, n_processors = 1;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device);
+    const int64_t wanted = (kBlocksEach * n_processors + n_blocks - 1) / n_blocks;
+    return int(std::max<int64_t>(1, std::min(wanted, n_tokens / kLeastTokens)));
+}
 
 Sizes sizes_of(const ggml_zipcache_probes & p, int64_t n_probes) {
     Sizes s = {};
     const int64_t n_rows = n_probes * (p.n_heads / p.n_kv_heads);
     s.n_padded = (n_rows + kOwn - 1) / kOwn * kOwn;
     s.log_sum = p.n_kv_heads * s.n_padded * p.head_dim * int64_t(sizeof(__half));
-    s.seen = s.log_sum + p.n_kv_heads * s.n_padded * int64_t(sizeof(float));
+    s.n_parts = parts_for(s.n_padded / kOwn * p.n_kv_heads, p.n_tokens);
+    s.part = s.log_sum + p.n_kv_heads * s.n_padded * int64_t(sizeof(float));
+    s.seen = s.part + s.n_parts * p.n_kv_heads * s.n_padded * int64_t(sizeof(float2));
     s.size = s.seen + s.n_padded * int64_t(sizeof(int2));
     return s;
 }
 
 template <int D>
-const char * launch(const Task & t, cudaStream_t stream) {
+const char * launch(const Task & t, int n_parts, cudaStream_t stream) {
     constexpr int kShared = (kOwn + kStream) * (D + 8) * int(sizeof(__half));
     cudaFuncSetAttribute(sum_rows<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
     cudaFuncSetAttribute(sum_columns<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
     prepare<<<dim3(unsigned(t.n_padded), t.p.n_kv_heads), std::min(D, 128), 0, stream>>>(t);
-    sum_rows<D><<<dim3(unsigned(t.n_padded / kOwn), t.p.n_kv_heads), kThreads, kShared, stream>>>(t);
+    sum_rows<D><<<dim3(unsigned(t.n_padded / kOwn), t.p.n_kv_heads, n_parts), kThreads, kShared, stream>>>(t);
+    const int64_t n_rows = t.p.n_kv_heads * t.n_padded;
+    merge_rows<<<unsigned((n_rows + kThreads - 1) / kThreads), kThreads, 0, stream>>>(t, n_parts);
     const dim3 columns(unsigned((t.p.n_tokens + kOwn - 1) / kOwn), t.p.n_kv_heads);
     sum_columns<D><<<columns, kThreads, kShared, stream>>>(t);
     return launch_error();
@@ -265,14 +303,15 @@ const char * ggml_zipcache_cuda_score_probes(const ggml_zipcache_probes * probes
                        group,
                        reinterpret_cast<__half *>(work),
                        reinterpret_cast<float *>(work + sizes.log_sum),
+                       reinterpret_cast<float2 *>(work + sizes.part),
                        reinterpret_cast<int2 *>(work + sizes.seen)};
     const auto at = static_cast<cudaStream_t>(stream);
     switch (p.head_dim) {
-        case 64: return launch<64>(task, at);
-        case 80: return launch<80>(task, at);
-        case 96: return launch<96>(task, at);
-        case 128: return launch<128>(task, at);
-        case 256: return launch<256>(task, at);
+        case 64: return launch<64>(task, sizes.n_parts, at);
+        case 80: return launch<80>(task, sizes.n_parts, at);
+        case 96: return launch<96>(task, sizes.n_parts, at);
+        case 128: return launch<128>(task, sizes.n_parts, at);
+        case 256: return launch<256>(task, sizes.n_parts, at);
         default: return "score_probes got a head_dim that it has no kernel for; accepted: 64, 80, 96, 128, 256";
     }
 }

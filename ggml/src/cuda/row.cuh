@@ -1,0 +1,39 @@
+#pragma once
+#include "cuda_layout.h"
+
+namespace zipcache::cuda {
+
+// A row that a warp holds: channel 32 i + lane at [i].
+template <int D>
+using Row = float[(D + kLanes - 1) / kLanes];
+
+// x <- x H, as transform.h defines it.
+template <int D>
+__device__ __forceinline__ void warp_hadamard(Row<D> & x, int lane) {
+    constexpr int kSize = D & -D, kN = (D + kLanes - 1) / kLanes;
+#pragma unroll
+    for (int half = 1; half < kSize && half < kLanes; half *= 2) {
+#pragma unroll
+        for (int i = 0; i < kN; ++i) {
+            const float other = __shfl_xor_sync(~0u, x[i], half);
+            x[i] = lane & half ? other - x[i] : x[i] + other;
+        }
+    }
+#pragma unroll
+    for (int half = 1; half * kLanes < kSize; half *= 2) {
+#pragma unroll
+        for (int i = 0; i < kN; ++i) {
+            if (!(i & half)) {
+                const float a = x[i], b = x[i | half];
+                x[i] = a + b;
+                x[i | half] = a - b;
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+        x[i] *= rsqrtf(float(kSize));
+    }
+}
+
+}  // namespace zipcache::cuda
