@@ -1,6 +1,7 @@
 """Prefill and decode speed at depth, of our KV policies and llama.cpp's cache types, all in turn.
 
 python bench/decode.py MODEL... [--kv f16 zipcache auto] [--vs llama.cpp] [--vs-kv f16 q8_0 q4_0] [--depth 0,2000]
+Sessions that decode in one pass, tokens/s of all: python bench/decode.py MODEL --batch 1 8 --prefill 0
 Whole prompts instead: python bench/decode.py MODEL --prompt 4000 --depth 4000 --decode 0 --vs llama.cpp --vs-kv f16
 """
 
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common import numbers_table
-from engines import Engine, LlamaCpp, Ours, text_ids
+from engines import Engine, LlamaCpp, Ours, Together, text_ids
 from zipcache_rt import KvOptions, Model, _core, cli
 
 Times = dict[str, list[float]]  # side -> seconds of each run
@@ -29,7 +30,7 @@ Rates = dict[str, float]  # side -> tokens/s, or a ratio of two
 class Cell:
     phase: str  # prefill or decode
     depth: int  # tokens in the cache before
-    n: int  # tokens
+    n: int  # tokens, of each session
 
 
 def cells(args: argparse.Namespace) -> list[Cell]:
@@ -56,13 +57,23 @@ def measure(sides: list[Engine], wanted: list[Cell], repeat: int) -> dict[Cell, 
     return times
 
 
+def our_sides(model: Model, ids: list[int], n_ctx: int, kv: KvOptions, args: argparse.Namespace) -> list[Engine]:
+    """A side for each width of --batch."""
+
+    def part(i: int, width: int) -> Ours:
+        start = n_ctx * i // width
+        return Ours(model, ids[start:] + ids[:start], n_ctx, kv, args.limit)
+
+    return [part(0, 1) if width == 1 else Together([part(i, width) for i in range(width)]) for width in args.batch]
+
+
 def compare(path: Path, args: argparse.Namespace) -> tuple[list[Engine], dict[Cell, Times]]:
     model = Model(path, device=args.device, threads=args.threads)
     wanted = cells(args)
     n_ctx = max(cell.depth + 1 + max(cell.n, 16) for cell in wanted)
     ids = text_ids(model, n_ctx)
     with ExitStack() as stack:
-        sides: list[Engine] = [Ours(model, ids, n_ctx, kv, args.limit) for kv in args.kv]
+        sides = [side for kv in args.kv for side in our_sides(model, ids, n_ctx, kv, args)]
         if args.vs:
             sides += [LlamaCpp(path, args.threads, ids, n_ctx, kv, args.limit) for kv in args.vs_kv]
         for side in sides:
@@ -116,6 +127,9 @@ def parse() -> argparse.Namespace:
         default=32,
         help="tokens at every depth; 0: none (default: 32; as many as a policy's window count one compression)",
     )
+    parser.add_argument(
+        "--batch", nargs="+", type=int, default=[1], metavar="N", help="sessions of ours in one pass (default: 1)"
+    )
     parser.add_argument("--prompt", type=int, default=0, help="also time a prefill of so many tokens from empty")
     cli.add_device_option(parser)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -123,7 +137,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=240, help="most seconds to fill a cache (default: 240)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write everything there")
     args = parser.parse_args()
+    args.batch = list(dict.fromkeys(args.batch))
     args.kv = list(dict.fromkeys(KvOptions.parse(text) for text in args.kv))
+    if min(args.batch) < 1:
+        parser.error("--batch takes numbers of sessions, 1 or more")
     if args.repeat < 1 or not cells(args):
         parser.error("nothing to measure: --repeat and one of --prefill, --decode, --prompt have to be above 0")
     return args
@@ -141,8 +158,10 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for path in args.models:
         sides, times = compare(path, args)
+        width = {side.name: side.width for side in sides}
         rates = {
-            cell: {name: cell.n / statistics.median(made) for name, made in own.items()} for cell, own in times.items()
+            cell: {name: width[name] * cell.n / statistics.median(made) for name, made in own.items()}
+            for cell, own in times.items()
         }
         build = next((side.build for side in sides if isinstance(side, LlamaCpp)), None)
         if build and facts.setdefault("llama.cpp", build) and not rows:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from pathlib import Path
 from pydoc_data.topics import topics
 from random import Random
@@ -31,6 +32,7 @@ def text_ids(model: Model, n: int) -> list[int]:
 
 class Engine(ABC):
     name: str
+    width = 1  # sequences that a run takes n tokens of
 
     @abstractmethod
     def prepare(self, depth: int) -> bool:
@@ -103,6 +105,45 @@ class Ours(Engine):
 
     def close(self) -> None:
         self.base.close()
+
+
+class Together(Engine):
+    """Some of ours, with one model and one policy, that decode in one pass. Each has its own text, prefilled by itself:
+    forks of one would read the same compressed bytes."""
+
+    def __init__(self, parts: list[Ours]) -> None:
+        self.name = f"{parts[0].name} x{len(parts)}"
+        self.parts, self.width = parts, len(parts)
+
+    def prepare(self, depth: int) -> bool:
+        reached = all(part.prepare(depth) for part in self.parts)
+        if reached:
+            self.run("decode", 2)
+        return reached
+
+    def run(self, phase: str, n: int) -> float | None:
+        if phase == "prefill":  # one after the other
+            total = 0.0
+            for part in self.parts:
+                seconds = part.run(phase, n)
+                if seconds is None:
+                    return None
+                total += seconds
+            return total
+        with ExitStack() as stack:
+            sessions = [stack.enter_context(part.base.fork()) for part in self.parts]
+            first = sessions[0].n_past
+            steps = list(zip(*(part.ids[first : first + 1 + n] for part in self.parts), strict=True))
+            model = self.parts[0].model
+            model.decode_batch(sessions, steps[0])
+            began = time.perf_counter()
+            for tokens in steps[1:]:
+                model.decode_batch(sessions, tokens)
+            return time.perf_counter() - began
+
+    def close(self) -> None:
+        for part in self.parts:
+            part.close()
 
 
 class LlamaCpp(Engine):

@@ -193,6 +193,99 @@ def test_sessions_take_turns(models: tuple[Model, Model]) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
+def compare_batch(model: Model, kvs: tuple[str, ...], n_steps: int) -> float:
+    """Mean KL of n_steps batches beside single steps on the same device; prompts of different lengths."""
+
+    def opened() -> list[Session]:
+        sessions = [model.session(kv=KvOptions.parse(kvs[i % len(kvs)])) for i in range(5)]
+        for i, session in enumerate(sessions):
+            session.prefill(tokens(30 + 70 * i, i))
+        return sessions
+
+    batch, alone = opened(), opened()
+    kl = []
+    for step in range(n_steps):
+        ids = tokens(len(batch), 1000 + step)
+        model.decode_batch(batch, ids)
+        for session, token in zip(alone, ids, strict=True):
+            session.decode(token)
+        kl.append(mean_kl(np.vstack([s.logits for s in alone]), np.vstack([s.logits for s in batch])))
+    assert [session.tokens for session in batch] == [session.tokens for session in alone]
+    return float(np.mean(kl))
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", SHAPES)
+def test_batches_compute_as_single_steps_do(name: str, tmp_path: Path) -> None:
+    """Windows of 100 tokens fill up at different steps."""
+    model = Model(written(tmp_path, name), device="cuda")
+    assert compare_batch(model, ("f16",), 40) < 1e-4
+    assert compare_batch(model, ("auto", "f16", "zipcache"), 130) < 1e-3
+
+
+@needs_gpu
+@pytest.mark.parametrize(
+    "kvs", [("auto",), ("zipcache",), ("q8_0",), ("auto", "q8_0", "f16", "zipcache,per_head=true")]
+)
+def test_batches_of_any_policies(kvs: tuple[str, ...], models: tuple[Model, Model]) -> None:
+    """One that needs the general kernel brings it to all."""
+    assert compare_batch(models[1], kvs, 130) < 1e-3
+
+
+@needs_gpu
+def test_batches_change_their_members(models: tuple[Model, Model]) -> None:
+    """The recorded step is kept for the same sessions, and made anew for others."""
+    model = models[1]
+    sessions, alone = ([model.session(kv=KvOptions("auto")) for _ in range(4)] for _ in "ab")
+    for i in range(4):
+        for session in (sessions[i], alone[i]):
+            session.prefill(tokens(40 + 30 * i, i))
+    random = np.random.default_rng(1)
+    for step in range(60):
+        members = random.permutation(4)[: 2 + step % 3].tolist()
+        ids = tokens(len(members), step)
+        for _ in range(2):
+            model.decode_batch([sessions[i] for i in members], ids)
+            for i, token in zip(members, ids, strict=True):
+                alone[i].decode(token)
+        if step % 5 == 0:  # what a batch must take note of although no window moved
+            i = members[0]
+            for group in (sessions, alone):
+                group[i].truncate(group[i].n_past - 1)
+                group[i].decode(7)
+        if step % 7 == 0:
+            i = members[-1]
+            sessions[i], alone[i] = sessions[i].fork(), alone[i].fork()
+            assert mean_kl(alone[i].logits[None], sessions[i].logits[None]) < 1e-3
+
+
+@needs_gpu
+def test_batches_repeat_to_the_bit_and_one_is_a_single_step(models: tuple[Model, Model]) -> None:
+    def run_batch(n: int) -> NDArray[np.float32]:
+        sessions = [models[1].session(kv=KvOptions("auto")) for _ in range(n)]
+        for i, session in enumerate(sessions):
+            session.prefill(tokens(60 + i, i))
+        rows = []
+        for token in tokens(120, 9):
+            models[1].decode_batch(sessions, [token] * n)
+            rows += [session.logits for session in sessions]
+        return np.vstack(rows)
+
+    assert np.array_equal(run_batch(3), run_batch(3))
+    alone = models[1].session(kv=KvOptions("auto"))
+    alone.prefill(tokens(60, 0))
+    assert np.array_equal(run_batch(1), alone.score(tokens(120, 9)))
+
+
+@needs_gpu
+def test_a_batch_that_is_too_large_for_the_kernel_is_refused(models: tuple[Model, Model]) -> None:
+    most = 4096 // WIDE.n_kv_heads
+    sessions = [models[1].session(n_ctx=16, kv=KvOptions("f16")) for _ in range(most + 1)]
+    with pytest.raises(ArgumentError, match=f"batch of {most + 1} sessions is too large .* accepted: up to {most}"):
+        models[1].decode_batch(sessions, [1] * (most + 1))
+    assert all(session.n_past == 0 for session in sessions)
+
+
 @needs_gpu
 def test_a_context_that_does_not_fit_is_refused(models: tuple[Model, Model], tmp_path: Path) -> None:
     shape = replace(WIDE, n_kv_heads=4)

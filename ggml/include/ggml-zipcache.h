@@ -159,14 +159,19 @@ void ggml_zipcache_attend_kv_merge(const struct ggml_zipcache_layer * layer, con
 void ggml_zipcache_attend_kv_ref(const struct ggml_zipcache_layer * layer, const float * q, int64_t n_tokens,
                                  float * out);
 
-// The same as nodes of a graph. `layer` must outlive the graph; its segments may change between runs.
-//   q         [head_dim, n_heads] f32
-//   k, v      results of the nodes that stored the new token's row (they order the nodes; data are read from `layer`)
-//   n_tokens  [1] i32, read when the node runs, so that one graph serves every length
-// Returns [head_dim * n_heads, 1] f32.
-struct ggml_tensor * ggml_zipcache_attend_kv_node(struct ggml_context * ctx, const struct ggml_zipcache_layer * layer,
-                                                  struct ggml_tensor * q, struct ggml_tensor * k,
-                                                  struct ggml_tensor * v, struct ggml_tensor * n_tokens, int n_splits);
+// The same as nodes of a graph, for one new token of each of n_sequences: their keys and values are stored in the
+// windows, at row n_tokens - 1, before the queries attend.
+struct ggml_zipcache_new_tokens {
+    struct ggml_tensor * q;         // [head_dim, n_heads, n_sequences] f32, each token's heads one after the other
+    struct ggml_tensor * k;         // [head_dim, n_kv_heads, n_sequences] f32, each head's channels
+    struct ggml_tensor * v;         // [head_dim, n_kv_heads, n_sequences] f32
+    struct ggml_tensor * n_tokens;  // [n_sequences] i32, read when the nodes run, so that one graph serves every length
+};
+//   layers    [n_sequences], of one shape. They must outlive the graph; what they hold may change between runs
+// Returns [head_dim * n_heads, n_sequences] f32.
+struct ggml_tensor * ggml_zipcache_attend_kv_node(struct ggml_context * ctx,
+                                                  const struct ggml_zipcache_layer * const * layers,
+                                                  const struct ggml_zipcache_new_tokens * tokens, int n_splits);
 
 // score_probes: how much attention some query rows (the probes) pay to each token (paper, section 4.2).
 struct ggml_zipcache_probes {

@@ -64,6 +64,7 @@ void bind_generate(py::module_ & m) {
              py::arg("stop"), py::arg("progress"))
         .def("next", next)
         .def_property_readonly("finish_reason", finish_reason);
+    m.def("decode_newest", &Generation::decode_newest, py::call_guard<py::gil_scoped_release>(), py::arg("replies"));
 }
 
 }  // namespace zipcache

@@ -47,6 +47,14 @@ py::dict stats(const Session & session) {
                     "decode_tokens"_a = s.decode_tokens, "decode_seconds"_a = s.decode_seconds);
 }
 
+void decode_batch(const std::vector<std::shared_ptr<Session>> & sessions, const std::vector<int32_t> & tokens) {
+    std::vector<Session *> pointers;
+    for (const auto & session : sessions) {
+        pointers.push_back(session.get());
+    }
+    Session::decode_batch(pointers, tokens);
+}
+
 }  // namespace
 
 KvOptions kv_options(std::string policy, double bits, double ratio, int high_bits, int low_bits, std::string saliency,
@@ -97,6 +105,7 @@ void bind_session(py::module_ & m) {
         .def("truncate", &Session::truncate, Unlocked())
         .def("reset", &Session::reset, Unlocked())
         .def("cancel", &Session::cancel);
+    m.def("decode_batch", decode_batch, Unlocked(), py::arg("sessions"), py::arg("tokens"));
 }
 
 }  // namespace zipcache

@@ -238,6 +238,10 @@ std::unique_ptr<LayerView> CudaDevice::layer_view(const std::vector<const ggml_z
     return std::make_unique<CudaLayerView>(*this, !common);
 }
 
+std::unique_ptr<BatchView> CudaDevice::batch_view(const std::vector<const LayerView *> & layers) {
+    return std::make_unique<CudaBatchView>(*this, layers);
+}
+
 ggml_tensor * CudaDevice::fill_mask(ggml_context * ctx, ggml_tensor * mask, ggml_tensor * spans) {
     return own_node_inplace(ctx, kFillMask, mask, spans);
 }

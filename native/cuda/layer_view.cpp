@@ -1,5 +1,10 @@
 #include "cuda/layer_view.h"
 
+#include <algorithm>
+#include <cstring>
+#include <iterator>
+
+#include "common/error.h"
 #include "cuda/check.h"
 
 namespace zipcache::cuda {
@@ -14,33 +19,15 @@ void grow(Memory & memory, size_t n_bytes) {
 
 }  // namespace
 
-ggml_zipcache_cuda_attend_args CudaLayerView::attend_args() const {
-    ggml_zipcache_cuda_attend_args args = {};
-    args.n_sequences = 1;
-    args.n_heads = layer_.n_heads;
-    args.n_kv_heads = layer_.n_kv_heads;
-    args.head_dim = layer_.head_dim;
-    args.scale = layer_.scale;
-    args.sliding_window = layer_.sliding_window;
-    args.any_format = any_format_;
-    args.sequences = sequence_.as<const ggml_zipcache_cuda_sequence>();
-    return args;
-}
-
-void CudaLayerView::send() {
-    device_.write(sequence_.data(), &described_, sizeof described_);
-}
-
 void CudaLayerView::show(const ggml_zipcache_layer & layer) {
     layer_ = layer;
-    described_.k = layer.k;
-    described_.v = layer.v;
-    described_.capacity = layer.capacity;
-    described_.index = nullptr;
+    sequence_.k = layer.k;
+    sequence_.v = layer.v;
+    sequence_.capacity = layer.capacity;
+    sequence_.index = nullptr;
     if (layer.n_segments > 0) {
         show_segments();
     }
-    send();
 }
 
 void CudaLayerView::show_segments() {
@@ -66,34 +53,76 @@ void CudaLayerView::show_segments() {
                                                 n_segments_.as<const int32_t>()};
     const auto lock = device_.turn();
     check(ggml_zipcache_cuda_index_kv(&args, index_.as<uint8_t>(), device_.stream()), "index_kv");
-    described_.index = index_.as<const uint8_t>();
+    sequence_.index = index_.as<const uint8_t>();
 }
 
 void CudaLayerView::keep_probes(const ProbeSlots & slots) {
     const size_t n_bytes = slots.slot.size() * sizeof(int32_t);
-    described_.probe_slot = nullptr;
+    sequence_.probe_slot = nullptr;
     if (n_bytes > 0) {
         grow(slots_, n_bytes);
         device_.write(slots_.data(), slots.slot.data(), n_bytes);
-        described_.probe_slot = slots_.as<const int32_t>();
+        sequence_.probe_slot = slots_.as<const int32_t>();
     }
-    described_.probe_q = slots.q;
-    described_.probe_log_sum = slots.log_sum;
-    send();
+    sequence_.probe_q = slots.q;
+    sequence_.probe_log_sum = slots.log_sum;
 }
 
-ggml_tensor * CudaLayerView::attend(ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v,
-                                    const TokenPlace & place) {
-    described_.n_tokens = static_cast<const int32_t *>(place.n_tokens->data);
-    send();
-    const auto args = attend_args();
+CudaBatchView::CudaBatchView(CudaDevice & device, const std::vector<const LayerView *> & layers)
+    : device_(device), table_(layers.size() * sizeof(ggml_zipcache_cuda_sequence)) {
+    std::transform(layers.begin(), layers.end(), std::back_inserter(layers_),
+                   [](const LayerView * view) { return static_cast<const CudaLayerView *>(view); });
+}
+
+ggml_zipcache_cuda_attend_args CudaBatchView::attend_args() const {
+    const ggml_zipcache_layer & layer = layers_[0]->layer();  // of all of them the same in what is read of it here
+    ggml_zipcache_cuda_attend_args args = {};
+    args.n_sequences = static_cast<int32_t>(layers_.size());
+    args.n_heads = layer.n_heads;
+    args.n_kv_heads = layer.n_kv_heads;
+    args.head_dim = layer.head_dim;
+    args.scale = layer.scale;
+    args.sliding_window = layer.sliding_window;
+    args.any_format =
+        std::any_of(layers_.begin(), layers_.end(), [](const CudaLayerView * view) { return view->any_format(); });
+    args.sequences = table_.as<const ggml_zipcache_cuda_sequence>();
+    return args;
+}
+
+ggml_tensor * CudaBatchView::attend(ggml_context * ctx, const ggml_zipcache_new_tokens & tokens) {
+    n_tokens_ = static_cast<const int32_t *>(tokens.n_tokens->data);
+    sequences_.clear();
+    auto args = attend_args();
     workspace_bytes_ = ggml_zipcache_cuda_attend_kv_workspace(&args);
+    if (workspace_bytes_ == 0) {
+        while (args.n_sequences > 0 && ggml_zipcache_cuda_attend_kv_workspace(&args) == 0) {
+            --args.n_sequences;
+        }
+        throw ArgumentError("a batch of " + std::to_string(layers_.size()) + " sessions is too large for " +
+                            device_.name() + "; accepted: up to " + std::to_string(args.n_sequences));
+    }
     workspace_ = device_.workspace(workspace_bytes_);
-    ggml_tensor * inputs[] = {q, k, v, place.n_tokens};
-    return own_node(ctx, *this, int64_t(layer_.n_heads) * layer_.head_dim, inputs, 4);
+    // columns of a fused product lie apart from each other
+    auto packed = [&](ggml_tensor * rows) { return ggml_is_contiguous(rows) ? rows : ggml_cont(ctx, rows); };
+    return own_node(ctx, *this, {int64_t(args.n_heads) * args.head_dim, args.n_sequences},
+                    {packed(tokens.q), packed(tokens.k), packed(tokens.v), tokens.n_tokens});
 }
 
-void CudaLayerView::enqueue(const ggml_tensor * node, cudaStream_t stream) const {
+void CudaBatchView::refresh() {
+    std::vector<ggml_zipcache_cuda_sequence> now;
+    now.reserve(layers_.size());
+    for (const CudaLayerView * view : layers_) {
+        now.push_back(view->sequence());
+        now.back().n_tokens = n_tokens_ + (now.size() - 1);
+    }
+    const size_t n_bytes = now.size() * sizeof now[0];
+    if (sequences_.empty() || std::memcmp(now.data(), sequences_.data(), n_bytes) != 0) {
+        device_.write(table_.data(), now.data(), n_bytes);
+        sequences_ = std::move(now);
+    }
+}
+
+void CudaBatchView::enqueue(const ggml_tensor * node, cudaStream_t stream) const {
     auto args = attend_args();
     args.q = static_cast<const float *>(node->src[0]->data);
     args.out = static_cast<float *>(node->data);

@@ -5,39 +5,53 @@
 
 namespace zipcache::cuda {
 
-// A layer's cache as attend_kv reads it: a description in device memory that stays where it is, so that recorded steps
-// need not be recorded again when the cache changes.
-class CudaLayerView : public LayerView, public OwnNode {
+// A layer's cache as attend_kv reads it, but for n_tokens, which the graph that attends has.
+class CudaLayerView : public LayerView {
   public:
     // any_format: as ggml_zipcache_cuda_attend_args has it
     CudaLayerView(CudaDevice & device, bool any_format)
-        : device_(device),
-          any_format_(any_format),
-          sequence_(sizeof(ggml_zipcache_cuda_sequence)),
-          n_segments_(sizeof(int32_t)) {}
+        : device_(device), any_format_(any_format), n_segments_(sizeof(int32_t)) {}
 
     void show(const ggml_zipcache_layer & layer) override;
     void keep_probes(const ProbeSlots & slots) override;
     void begin_token(int64_t) override {}  // the kernel finds its slot by n_tokens
-    ggml_tensor * attend(ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v,
-                         const TokenPlace & place) override;
-    // Stores the token's row, then attends.
-    void enqueue(const ggml_tensor * node, cudaStream_t stream) const override;
+
+    const ggml_zipcache_layer & layer() const { return layer_; }
+    const ggml_zipcache_cuda_sequence & sequence() const { return sequence_; }
+    bool any_format() const { return any_format_; }
 
   private:
-    ggml_zipcache_cuda_attend_args attend_args() const;
     void show_segments();
-    void send();
 
     CudaDevice & device_;
     bool any_format_;
     ggml_zipcache_layer layer_ = {};
-    ggml_zipcache_cuda_sequence described_ = {};
-    Memory sequence_;    // described_
+    ggml_zipcache_cuda_sequence sequence_ = {};
     Memory segments_;    // [room] ggml_zipcache_cuda_segment
     Memory n_segments_;  // i32
     Memory index_;       // written by index_kv
     Memory slots_;       // [rows of the window] i32
+};
+
+// The layer of some sequences: a table of them in device memory that stays where it is, so that recorded steps need
+// not be recorded again when a cache changes.
+class CudaBatchView : public BatchView, public OwnNode {
+  public:
+    CudaBatchView(CudaDevice & device, const std::vector<const LayerView *> & layers);
+
+    ggml_tensor * attend(ggml_context * ctx, const ggml_zipcache_new_tokens & tokens) override;
+    void refresh() override;
+    // Stores the tokens' rows, then attends.
+    void enqueue(const ggml_tensor * node, cudaStream_t stream) const override;
+
+  private:
+    ggml_zipcache_cuda_attend_args attend_args() const;
+
+    CudaDevice & device_;
+    std::vector<const CudaLayerView *> layers_;
+    std::vector<ggml_zipcache_cuda_sequence> sequences_;  // what the table holds
+    Memory table_;                                        // [n_sequences] ggml_zipcache_cuda_sequence
+    const int32_t * n_tokens_ = nullptr;                  // device [n_sequences]
     void * workspace_ = nullptr;
     size_t workspace_bytes_ = 0;
 };

@@ -17,8 +17,10 @@ ggml_custom_op_params params_of(const ggml_tensor * node) {
 
 }  // namespace
 
-ggml_tensor * own_node(ggml_context * ctx, const OwnNode & work, int64_t n, ggml_tensor ** inputs, int n_inputs) {
-    return ggml_custom_4d(ctx, GGML_TYPE_F32, n, 1, 1, 1, inputs, n_inputs, never, 1, const_cast<OwnNode *>(&work));
+ggml_tensor * own_node(ggml_context * ctx, const OwnNode & work, const std::array<int64_t, 2> & shape,
+                       std::vector<ggml_tensor *> inputs) {
+    return ggml_custom_4d(ctx, GGML_TYPE_F32, shape[0], shape[1], 1, 1, inputs.data(), static_cast<int>(inputs.size()),
+                          never, 1, const_cast<OwnNode *>(&work));
 }
 
 ggml_tensor * own_node_inplace(ggml_context * ctx, const OwnNode & work, ggml_tensor * to, ggml_tensor * input) {

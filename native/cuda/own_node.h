@@ -1,6 +1,9 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include <array>
+#include <vector>
+
 #include "ggml.h"
 
 namespace zipcache::cuda {
@@ -15,8 +18,9 @@ class OwnNode {
     ~OwnNode() = default;
 };
 
-// The node that it is the work of; its data are placed by the graph's allocator.
-ggml_tensor * own_node(ggml_context * ctx, const OwnNode & work, int64_t n, ggml_tensor ** inputs, int n_inputs);
+// The node [shape] f32 that it is the work of; its data are placed by the graph's allocator.
+ggml_tensor * own_node(ggml_context * ctx, const OwnNode & work, const std::array<int64_t, 2> & shape,
+                       std::vector<ggml_tensor *> inputs);
 // The same where it changes `to`.
 ggml_tensor * own_node_inplace(ggml_context * ctx, const OwnNode & work, ggml_tensor * to, ggml_tensor * input);
 bool is_own(const ggml_tensor * node);

@@ -25,7 +25,6 @@ class CpuRecording : public Recording {
 
 class CpuLayerView : public LayerView {
   public:
-    explicit CpuLayerView(int n_splits) : n_splits_(n_splits) {}
     void show(const ggml_zipcache_layer & layer) override { layer_ = layer; }
     void keep_probes(const ProbeSlots & slots) override { slots_ = slots; }
     void begin_token(int64_t row) override {
@@ -33,17 +32,28 @@ class CpuLayerView : public LayerView {
         layer_.probe_q = slot < 0 ? nullptr : slots_.q + int64_t(slot) * layer_.n_heads * layer_.head_dim;
         layer_.probe_log_sum = slot < 0 ? nullptr : slots_.log_sum + int64_t(slot) * layer_.n_heads;
     }
-    ggml_tensor * attend(ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v,
-                         const TokenPlace & place) override {
-        k = ggml_set_rows(ctx, place.k, ggml_permute(ctx, k, 0, 2, 1, 3), place.row);
-        v = ggml_set_rows(ctx, place.v, ggml_permute(ctx, v, 0, 2, 1, 3), place.row);
-        return ggml_zipcache_attend_kv_node(ctx, &layer_, q, k, v, place.n_tokens, n_splits_);
-    }
+    const ggml_zipcache_layer & layer() const { return layer_; }
 
   private:
-    int n_splits_;
     ggml_zipcache_layer layer_ = {};
     ProbeSlots slots_;
+};
+
+class CpuBatchView : public BatchView {
+  public:
+    CpuBatchView(const std::vector<const LayerView *> & layers, int n_splits) : n_splits_(n_splits) {
+        for (const LayerView * view : layers) {
+            layers_.push_back(&static_cast<const CpuLayerView *>(view)->layer());
+        }
+    }
+    ggml_tensor * attend(ggml_context * ctx, const ggml_zipcache_new_tokens & tokens) override {
+        return ggml_zipcache_attend_kv_node(ctx, layers_.data(), &tokens, n_splits_);
+    }
+    void refresh() override {}  // the nodes look at the layers themselves
+
+  private:
+    std::vector<const ggml_zipcache_layer *> layers_;
+    int n_splits_;
 };
 
 void mask_rows(ggml_tensor * mask, int ith, int nth, void *) {
@@ -116,7 +126,11 @@ std::unique_ptr<Recording> CpuDevice::record(ggml_cgraph * graph, const Transfer
 }
 
 std::unique_ptr<LayerView> CpuDevice::layer_view(const std::vector<const ggml_zipcache_format *> &) {
-    return std::make_unique<CpuLayerView>(n_threads_);
+    return std::make_unique<CpuLayerView>();
+}
+
+std::unique_ptr<BatchView> CpuDevice::batch_view(const std::vector<const LayerView *> & layers) {
+    return std::make_unique<CpuBatchView>(layers, n_threads_);
 }
 
 ggml_tensor * CpuDevice::fill_mask(ggml_context * ctx, ggml_tensor * mask, ggml_tensor * spans) {

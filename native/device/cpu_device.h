@@ -26,6 +26,7 @@ class CpuDevice : public Device {
     void compute(ggml_cgraph * graph, const std::atomic<bool> & cancel) override;
     std::unique_ptr<Recording> record(ggml_cgraph * graph, const Transfer & in, const Transfer & out) override;
     std::unique_ptr<LayerView> layer_view(const std::vector<const ggml_zipcache_format *> & formats) override;
+    std::unique_ptr<BatchView> batch_view(const std::vector<const LayerView *> & layers) override;
     ggml_tensor * fill_mask(ggml_context * ctx, ggml_tensor * mask, ggml_tensor * spans) override;
     void * allocate(size_t n_bytes) override;
     void release(void * memory, size_t n_bytes) override;

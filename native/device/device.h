@@ -24,14 +24,6 @@ class Recording {
     virtual void run(const std::atomic<bool> & cancel) = 0;
 };
 
-// Where in a layer's window the keys and values of a token go.
-struct TokenPlace {
-    ggml_tensor * k;         // [head_dim, capacity, n_kv_heads] f16
-    ggml_tensor * v;         // [head_dim, capacity, n_kv_heads] f16
-    ggml_tensor * row;       // [1] i32
-    ggml_tensor * n_tokens;  // [1] i32: row + 1
-};
-
 // Where attention leaves the queries of tokens that are probes.
 struct ProbeSlots {
     std::vector<int32_t> slot;  // [rows of the window], below 0: none
@@ -50,10 +42,17 @@ class LayerView {
     virtual void keep_probes(const ProbeSlots & slots) = 0;
     // The next token is that of this row.
     virtual void begin_token(int64_t row) = 0;
-    // The nodes that store a token's k and v [head_dim, n_kv_heads, 1] f32 in the window, and let q [head_dim, n_heads,
-    // 1] f32 attend to all of the layer: [head_dim * n_heads, 1] f32. They serve until the window moves.
-    virtual ggml_tensor * attend(ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v,
-                                 const TokenPlace & place) = 0;
+};
+
+// The caches of one layer of some sequences, as one step of attention reads them.
+class BatchView {
+  public:
+    virtual ~BatchView() = default;
+    // The nodes that store the tokens' keys and values in the windows and let each query attend to all of its
+    // sequence's layer: [head_dim * n_heads, n_sequences] f32. They serve until a window moves.
+    virtual ggml_tensor * attend(ggml_context * ctx, const ggml_zipcache_new_tokens & tokens) = 0;
+    // Takes note of what the layers' views were shown. To be called before the nodes run.
+    virtual void refresh() = 0;
 };
 
 struct FreeMemory {
@@ -84,6 +83,8 @@ class Device {
     virtual std::unique_ptr<Recording> record(ggml_cgraph * graph, const Transfer & in, const Transfer & out) = 0;
     // formats: those that segments shown to it may have
     virtual std::unique_ptr<LayerView> layer_view(const std::vector<const ggml_zipcache_format *> & formats) = 0;
+    // layers: views of its own, of one layer of different sequences; they must outlive what is asked of it
+    virtual std::unique_ptr<BatchView> batch_view(const std::vector<const LayerView *> & layers) = 0;
     // The node that fills mask [n_keys, n_queries] f16: 0 where spans [2, n_queries] i32 says [first, last), else -inf.
     virtual ggml_tensor * fill_mask(ggml_context * ctx, ggml_tensor * mask, ggml_tensor * spans) = 0;
 

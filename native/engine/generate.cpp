@@ -69,6 +69,27 @@ bool Generation::advance() {
     return true;
 }
 
+void Generation::decode_newest(const std::vector<Generation *> & replies) {
+    std::vector<Generation *> waiting;
+    std::vector<Session *> sessions;
+    std::vector<int32_t> tokens;
+    for (Generation * reply : replies) {
+        if (reply->finish_ == Finish::running && reply->newest_ &&
+            reply->session_->n_past() < reply->session_->n_ctx()) {
+            waiting.push_back(reply);
+            sessions.push_back(reply->session_.get());
+            tokens.push_back(*reply->newest_);
+        }
+    }
+    if (waiting.empty()) {
+        return;
+    }
+    Session::decode_batch(sessions, tokens);
+    for (Generation * reply : waiting) {
+        reply->newest_.reset();
+    }
+}
+
 // The model ended its reply. What was still held back comes with the end token.
 std::optional<Piece> Generation::end(const Sample & sample) {
     finish_ = Finish::stop;

@@ -37,6 +37,9 @@ class Generation {
     // The next piece, or nothing at the end. What it throws leaves the reply where it was; next() may be called again.
     std::optional<Piece> next();
     Finish finish() const { return finish_; }
+    // The newest tokens of several replies, of different sessions of one model, reach their caches in one pass. next()
+    // of each then has only to sample.
+    static void decode_newest(const std::vector<Generation *> & replies);
 
   private:
     bool advance();

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
+#include <functional>
+#include <numeric>
 #include <optional>
 
 #include "common/error.h"
@@ -19,6 +22,41 @@ int64_t checked_n_ctx(const Model & model, int64_t n_ctx) {
                             ", what the model was trained for, or 0 for all of it");
     }
     return n_ctx;
+}
+
+// Throws ArgumentError where the sessions cannot share a graph.
+void check_together(const std::vector<Session *> & sessions) {
+    const Network & network = sessions[0]->model()->network();
+    auto factors = [&](const Session & s) { return network.rope_factors_for(static_cast<int>(s.n_ctx())); };
+    for (size_t i = 1; i < sessions.size(); ++i) {
+        const std::string name = "session " + std::to_string(i);
+        if (sessions[i]->model() != sessions[0]->model()) {
+            throw ArgumentError(name + " is not of session 0's model; accepted: sessions of one model");
+        }
+        if (factors(*sessions[i]) != factors(*sessions[0])) {
+            throw ArgumentError(name + " has an n_ctx of " + std::to_string(sessions[i]->n_ctx()) +
+                                " and session 0 of " + std::to_string(sessions[0]->n_ctx()) + "; accepted: all up to " +
+                                std::to_string(network.h.rope.n_ctx_original) +
+                                " or all above, for this model's positions differ");
+        }
+    }
+}
+
+// By address: in which order two batches take the turns of sessions that they share, so that neither waits for the
+// other, and whose columns the graph has, so that the same sessions find it again.
+std::vector<size_t> by_address(const std::vector<Session *> & sessions) {
+    std::vector<size_t> order(sessions.size());
+    std::iota(order.begin(), order.end(), size_t(0));
+    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+        return sessions[a] == sessions[b] ? a < b : std::less<>()(sessions[a], sessions[b]);
+    });
+    for (size_t i = 1; i < order.size(); ++i) {
+        if (sessions[order[i]] == sessions[order[i - 1]]) {
+            throw ArgumentError("session " + std::to_string(order[i - 1]) + " is session " + std::to_string(order[i]) +
+                                ", too; accepted: different ones");
+        }
+    }
+    return order;
 }
 
 class Stopwatch {
@@ -95,17 +133,17 @@ Session::Session(std::shared_ptr<Model> model, const std::shared_ptr<const Polic
     : model_(std::move(model)),
       n_ctx_(n_ctx),
       cache_(policy, model_->hparams(), model_->executor().device(), std::move(codec), n_ctx_),
-      decode_graph_(model_->network(), model_->executor(), static_cast<int>(n_ctx_)),
+      decode_graph_(model_->network(), model_->executor(), static_cast<int>(n_ctx_), 1),
       prefill_graphs_(model_->network(), model_->executor(), static_cast<int>(n_ctx_)) {}
 
 Parallel Session::parallel() const {
     return [this](int n, const std::function<void(int)> & task) { model_->executor().parallel(n, task); };
 }
 
-void Session::check_room(size_t n_tokens) const {
+void Session::check_room(size_t n_tokens, const std::string & whose) const {
     const auto n_past = static_cast<size_t>(cache_.size());
     if (n_tokens > static_cast<size_t>(n_ctx_) - n_past) {
-        throw ContextError(std::to_string(n_tokens) + " tokens do not fit: the context holds " +
+        throw ContextError(whose + std::to_string(n_tokens) + " tokens do not fit: the context holds " +
                            std::to_string(n_past) + " of at most " + std::to_string(n_ctx_));
     }
 }
@@ -170,21 +208,78 @@ void Session::prefill_stretch(const int32_t * tokens, int64_t n_tokens, const st
     }
 }
 
-void Session::decode_one(int32_t token) {
-    check_room(1);
-    cache_.make_room(parallel());
-    keep_logits(decode_graph_.run(cache_, token, cancel_));
-    cache_.advance();
-    tokens_.push_back(token);
-    ++stats_.decode_tokens;
+DecodeGraph & Session::graph_of(int n_sequences) {
+    if (n_sequences == 1) {
+        return decode_graph_;
+    }
+    if (!batch_graph_ || batch_graph_->n_sequences() != n_sequences) {
+        batch_graph_.reset();
+        batch_graph_ =
+            std::make_unique<DecodeGraph>(model_->network(), model_->executor(), static_cast<int>(n_ctx_), n_sequences);
+    }
+    return *batch_graph_;
+}
+
+// Each session's turn has been taken, and it has room. The same ones in the same order find their graph again.
+void Session::step(const std::vector<Session *> & sessions, const int32_t * tokens, const std::atomic<bool> & cancel) {
+    std::vector<Step> steps;
+    for (size_t i = 0; i < sessions.size(); ++i) {
+        Session & session = *sessions[i];
+        session.cache_.make_room(session.parallel());
+        // all memory that is needed, before the first of them is changed
+        session.tokens_.push_back(tokens[i]);
+        session.logits_.reserve(session.model_->hparams().n_vocab);
+        steps.push_back({&session.cache_, tokens[i]});
+    }
+    const float * logits = sessions[0]->graph_of(static_cast<int>(steps.size())).run(steps, cancel);
+    for (Session * session : sessions) {
+        session->keep_logits(logits);
+        session->cache_.advance();
+        ++session->stats_.decode_tokens;
+        logits += session->logits_.size();
+    }
 }
 
 void Session::decode(int32_t token) {
     model_->check_tokens(&token, 1);
     Turn turn(*this);
     const Stopwatch watch(stats_.decode_seconds);
-    decode_one(token);
+    check_room(1);
+    step({this}, &token, cancel_);
     turn.done();
+}
+
+void Session::decode_batch(const std::vector<Session *> & sessions, const std::vector<int32_t> & tokens) {
+    if (sessions.empty() || tokens.size() != sessions.size()) {
+        throw ArgumentError("decode_batch got " + std::to_string(sessions.size()) + " sessions and " +
+                            std::to_string(tokens.size()) +
+                            " tokens; accepted: one session or more, and a token for each");
+    }
+    check_together(sessions);
+    const std::vector<size_t> order = by_address(sessions);
+    sessions[0]->model_->check_tokens(tokens.data(), tokens.size());
+    std::deque<Turn> turns;
+    std::deque<Stopwatch> watches;
+    std::vector<Session *> ordered;
+    std::vector<int32_t> ordered_tokens;
+    for (size_t i : order) {
+        turns.emplace_back(*sessions[i]);
+        watches.emplace_back(sessions[i]->stats_.decode_seconds);
+        ordered.push_back(sessions[i]);
+        ordered_tokens.push_back(tokens[i]);
+    }
+    for (size_t i = 0; i < sessions.size(); ++i) {
+        const std::string whose = "session " + std::to_string(i) + ": ";
+        sessions[i]->check_room(1, whose);
+        if (sessions[i]->cancel_) {
+            throw Cancelled(whose + "the computation was cancelled");
+        }
+    }
+    const std::atomic<bool> never{false};
+    step(ordered, ordered_tokens.data(), ordered.size() == 1 ? ordered[0]->cancel_ : never);
+    for (Turn & turn : turns) {
+        turn.done();
+    }
 }
 
 void Session::score(const int32_t * tokens, size_t n_tokens, float * logits) {
@@ -194,7 +289,7 @@ void Session::score(const int32_t * tokens, size_t n_tokens, float * logits) {
     turn.keep_all();
     const Stopwatch watch(stats_.decode_seconds);
     for (size_t i = 0; i < n_tokens; ++i) {
-        decode_one(tokens[i]);
+        step({this}, tokens + i, cancel_);
         std::copy(logits_.begin(), logits_.end(), logits + i * logits_.size());
     }
     turn.done();
@@ -246,6 +341,7 @@ int64_t Session::least_kept() const {
 void Session::reset() {
     const std::lock_guard<std::mutex> lock(turn_);
     cache_.clear();
+    batch_graph_.reset();
     tokens_.clear();
     logits_.clear();
 }

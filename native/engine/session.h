@@ -35,6 +35,11 @@ class Session {
     // Throws ContextError when they do not fit (nothing is appended), ArgumentError for bad ids, Cancelled.
     void prefill(const int32_t * tokens, size_t n_tokens, const Progress & progress = nullptr);
     void decode(int32_t token);
+    // A token to each of some sessions of one model in one pass, which reads the weights once for all: each is then as
+    // decode(tokens[i]) would leave it, but for how products round. They may differ in length, in n_ctx and in policy.
+    // cancel() of any cancels it for all before it begins; none is changed by what is thrown. Throws also ArgumentError
+    // for sessions that do not go together.
+    static void decode_batch(const std::vector<Session *> & sessions, const std::vector<int32_t> & tokens);
     // Appends the tokens one by one; writes the logits after each, [n_tokens, n_vocab] f32.
     void score(const int32_t * tokens, size_t n_tokens, float * logits);
     // [n_vocab] f32. Throws ContextError when nothing was computed since the session began or was truncated.
@@ -62,15 +67,17 @@ class Session {
     friend class SessionFile;
     class Turn;
     void prefill_stretch(const int32_t * tokens, int64_t n_tokens, const std::function<void(int64_t)> & advanced);
-    void decode_one(int32_t token);
+    static void step(const std::vector<Session *> & sessions, const int32_t * tokens, const std::atomic<bool> & cancel);
+    DecodeGraph & graph_of(int n_sequences);
     Parallel parallel() const;
-    void check_room(size_t n_tokens) const;
+    void check_room(size_t n_tokens, const std::string & whose = "") const;
     void keep_logits(const float * logits);
 
     std::shared_ptr<Model> model_;
     int64_t n_ctx_;
     KvCache cache_;
     DecodeGraph decode_graph_;
+    std::unique_ptr<DecodeGraph> batch_graph_;  // of the last batch that this session was the first of
     PrefillGraphs prefill_graphs_;
     std::vector<int32_t> tokens_;
     std::vector<float> logits_;  // [n_vocab], or empty

@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <iterator>
+
 #include "graph/forward.h"
 
 namespace zipcache {
@@ -7,35 +10,50 @@ constexpr int kNodesPerLayer = 64;
 
 class DecodeAttention : public Attention {
   public:
-    DecodeAttention(const KvCache & cache, ggml_tensor * row, ggml_tensor * n_tokens)
-        : cache_(cache), row_(row), n_tokens_(n_tokens) {}
+    DecodeAttention(const std::vector<std::unique_ptr<BatchView>> & layers, ggml_tensor * n_tokens)
+        : layers_(layers), n_tokens_(n_tokens) {}
 
     ggml_tensor * attend(ggml_context * ctx, ggml_cgraph *, int layer, ggml_tensor * q, ggml_tensor * k,
                          ggml_tensor * v) override {
-        return cache_.view(layer).attend(ctx, q, k, v, {cache_.k(layer), cache_.v(layer), row_, n_tokens_});
+        return layers_[layer]->attend(ctx, {q, k, v, n_tokens_});
     }
 
   private:
-    const KvCache & cache_;
-    ggml_tensor * row_;
+    const std::vector<std::unique_ptr<BatchView>> & layers_;
     ggml_tensor * n_tokens_;
 };
 
 }  // namespace
 
-DecodeGraph::DecodeGraph(const Network & network, Executor & executor, int n_ctx)
+DecodeGraph::DecodeGraph(const Network & network, Executor & executor, int n_ctx, int n_sequences)
     : network_(network),
       executor_(executor),
       n_ctx_(n_ctx),
+      n_sequences_(n_sequences),
       memory_(executor.device(), size_t(network.h.n_layers + 1) * kNodesPerLayer),
-      inputs_(executor.device(), std::vector<int64_t>(kInputs, 1)),
-      logits_(executor.device(), network.h.n_vocab * sizeof(float)) {}
+      inputs_(executor.device(), std::vector<int64_t>(kInputs, n_sequences)),
+      logits_(executor.device(), size_t(n_sequences) * network.h.n_vocab * sizeof(float)) {}
 
-void DecodeGraph::build(const KvCache & cache) {
+bool DecodeGraph::built_for(const std::vector<Step> & steps) const {
+    return std::equal(steps.begin(), steps.end(), versions_.begin(), versions_.end(),
+                      [](const Step & step, uint64_t version) { return step.cache->version() == version; });
+}
+
+void DecodeGraph::build(const std::vector<Step> & steps) {
     const HParams & h = network_.h;
+    versions_.clear();
     recording_.reset();
+    layers_.clear();
+    for (int i = 0; i < h.n_layers; ++i) {
+        std::vector<const LayerView *> views;
+        views.reserve(steps.size());
+        for (const Step & step : steps) {
+            views.push_back(&step.cache->view(i));
+        }
+        layers_.push_back(executor_.device().batch_view(views));
+    }
     ggml_context * ctx = memory_.begin();
-    DecodeAttention attention(cache, inputs_.tensor(kRow), inputs_.tensor(kNTokens));
+    DecodeAttention attention(layers_, inputs_.tensor(kNTokens));
     ggml_tensor * x = ggml_get_rows(ctx, network_.token_embedding, inputs_.tensor(kToken));
     if (h.embedding_scale != 1.0f) {
         x = ggml_scale(ctx, x, h.embedding_scale);
@@ -51,17 +69,23 @@ void DecodeGraph::build(const KvCache & cache) {
     ggml_build_forward_expand(memory_.graph(), x);
     memory_.allocate();
     recording_ = executor_.device().record(memory_.graph(), inputs_.transfer(), logits_.from(x));
-    built_for_ = cache.version();
+    std::transform(steps.begin(), steps.end(), std::back_inserter(versions_),
+                   [](const Step & step) { return step.cache->version(); });
 }
 
-const float * DecodeGraph::run(const KvCache & cache, int32_t token, const std::atomic<bool> & cancel) {
-    if (built_for_ != cache.version()) {
-        build(cache);
+const float * DecodeGraph::run(const std::vector<Step> & steps, const std::atomic<bool> & cancel) {
+    if (!built_for(steps)) {
+        build(steps);
     }
-    *inputs_.host(kToken) = token;
-    *inputs_.host(kPosition) = static_cast<int32_t>(cache.size());
-    *inputs_.host(kRow) = static_cast<int32_t>(cache.window_size());
-    *inputs_.host(kNTokens) = static_cast<int32_t>(cache.window_size() + 1);
+    for (int i = 0; i < n_sequences_; ++i) {
+        const KvCache & cache = *steps[i].cache;
+        inputs_.host(kToken)[i] = steps[i].token;
+        inputs_.host(kPosition)[i] = static_cast<int32_t>(cache.size());
+        inputs_.host(kNTokens)[i] = static_cast<int32_t>(cache.window_size() + 1);
+    }
+    for (const auto & layer : layers_) {
+        layer->refresh();
+    }
     executor_.run(*recording_, cancel);
     return static_cast<const float *>(logits_.host());
 }

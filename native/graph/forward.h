@@ -10,28 +10,39 @@
 
 namespace zipcache {
 
-// The forward pass of one token: one graph over all layers, built once and reused until the cache moves.
-// Its length and position are inputs, so it serves every token.
+// A sequence's next token.
+struct Step {
+    const KvCache * cache;  // which has room for it
+    int32_t token;
+};
+
+// The forward pass of one token of each of n sequences: one graph over all layers, which reads the weights once for
+// all of them, built once and reused until a cache moves or another takes its place. Lengths and positions are inputs,
+// so it serves every token.
 class DecodeGraph {
   public:
-    DecodeGraph(const Network & network, Executor & executor, int n_ctx);
+    DecodeGraph(const Network & network, Executor & executor, int n_ctx, int n_sequences);
 
-    // Stores the token's keys and values at cache.window_size() (room must have been made) and computes its logits.
-    // The caller then counts the token. logits: [n_vocab] f32, valid until the next run.
-    const float * run(const KvCache & cache, int32_t token, const std::atomic<bool> & cancel);
+    // steps [n_sequences], of different caches. Stores the tokens' keys and values at window_size() of each cache and
+    // computes their logits. The caller then counts the tokens. [n_sequences, n_vocab] f32, valid until the next run.
+    const float * run(const std::vector<Step> & steps, const std::atomic<bool> & cancel);
+    int n_sequences() const { return n_sequences_; }
 
   private:
-    enum Input { kToken, kPosition, kRow, kNTokens, kInputs };  // of one element each
-    void build(const KvCache & cache);
+    enum Input { kToken, kPosition, kNTokens, kInputs };  // [n_sequences] each
+    void build(const std::vector<Step> & steps);
+    bool built_for(const std::vector<Step> & steps) const;
 
     const Network & network_;
     Executor & executor_;
     int n_ctx_;
+    int n_sequences_;
     GraphMemory memory_;
     Inputs inputs_;
-    Staging logits_;  // [n_vocab] f32
+    Staging logits_;                                  // [n_sequences, n_vocab] f32
+    std::vector<std::unique_ptr<BatchView>> layers_;  // of the caches it was built for
+    std::vector<uint64_t> versions_;                  // [n_sequences], theirs
     std::unique_ptr<Recording> recording_;
-    uint64_t built_for_ = UINT64_MAX;
 };
 
 // The forward pass of many tokens, layer by layer: all tokens pass layer l in chunks before layer l + 1 begins.

@@ -79,11 +79,10 @@ class KvCache {
     void clear();           // forgets all tokens and frees their memory
     void release_scratch() { scratch_ = Window(); }
 
-    // Changes whenever memory of a window moved: graphs that hold the tensors below are then stale.
+    // Changes whenever memory of a window moved: graphs over the views below are then stale. No two caches that have
+    // room for a token have the same.
     uint64_t version() const { return version_; }
-    ggml_tensor * k(int layer) const { return layers_[layer].window.k; }  // [head_dim, capacity, n_kv_heads] f16
-    ggml_tensor * v(int layer) const { return layers_[layer].window.v; }
-    LayerView & view(int layer) const { return *layers_[layer].shown; }
+    const LayerView & view(int layer) const { return *layers_[layer].shown; }
 
     KvStats stats() const;
 

@@ -135,3 +135,9 @@ class Generation:
         """(text, token, logprob), or None at the end. Text may be empty while it is undecided."""
     @property
     def finish_reason(self) -> str | None: ...
+
+def decode_batch(sessions: list[Session], tokens: list[int]) -> None:
+    """Appends tokens[i] to sessions[i], all in one pass."""
+
+def decode_newest(replies: list[Generation]) -> None:
+    """The newest tokens of the replies reach their caches in one pass; next() of each then has only to sample."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from . import _core, checks, templates
-from .options import KvOptions
-from .session import Session
+from .options import KvOptions, SamplerOptions
+from .session import Piece, Session, generate_together
 
 
 @dataclass(frozen=True)
@@ -148,3 +148,55 @@ class Model:
         that this version does not know.
         """
         return Session(self, self._open.load_session(checks.path(path, "path")))
+
+    def decode_batch(self, sessions: Iterable[Session], tokens: Iterable[int]) -> None:
+        """Appends tokens[i] to sessions[i], as their decode() would, in one pass: the weights are read once for all.
+
+        sessions: different ones of this model, of any lengths, n_ctx and KV options. Logits are those of decode() but
+        for rounding: products of several columns are summed in another order. Steps of the same sessions reuse their
+        graph. Raises ArgumentError for sessions that do not go together, ContextError that names one that is full,
+        CancelledError when one was cancelled before the step began; then every session is as it was.
+        """
+        opened = self._own(sessions)
+        _core.decode_batch([session._open for session in opened], checks.token_ids(tokens, "tokens"))
+
+    def generate_batch(
+        self,
+        prompts: Iterable[str | Iterable[int]],
+        *,
+        sessions: Iterable[Session] | None = None,
+        max_tokens: int | None = None,
+        sampler: SamplerOptions = SamplerOptions(),  # noqa: B008 (frozen)
+        stop: str | Sequence[str] = (),
+    ) -> Iterator[tuple[int, Piece]]:
+        """Replies to several prompts at once: (number of the prompt, piece), as they come.
+
+        sessions: those that the prompts go on in, one each; None for new ones. The rest is as Session.generate() has
+        it, for each. Prompts are prefilled one after the other, then every step is one decode_batch().
+        """
+        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Iterable):
+            raise _core.ArgumentError(f"prompts is {type(prompts).__name__}; accepted: several texts or token ids")
+        asked = list(prompts)
+        opened = [self.session() for _ in asked] if sessions is None else self._own(sessions)
+        if len(opened) != len(asked):
+            raise _core.ArgumentError(f"{len(asked)} prompts got {len(opened)} sessions; accepted: one each")
+        if len(set(map(id, opened))) < len(opened):
+            raise _core.ArgumentError("two prompts got the same session; accepted: different ones")
+        return generate_together(
+            [
+                session.generate(prompt, max_tokens=max_tokens, sampler=sampler, stop=stop)
+                for session, prompt in zip(opened, asked, strict=True)
+            ]
+        )
+
+    def _own(self, sessions: Iterable[Session]) -> list[Session]:
+        """The sessions as a list, all of them this model's."""
+        if not isinstance(sessions, Iterable):
+            raise _core.ArgumentError(f"sessions is {type(sessions).__name__}; accepted: several of Session")
+        self._open  # noqa: B018 (raises for a closed model)
+        found = list(sessions)
+        for i, session in enumerate(found):
+            checks.instance(session, Session, f"session {i}")
+            if session.model is not self:
+                raise _core.ArgumentError(f"session {i} is of another model; accepted: sessions of this one")
+        return found

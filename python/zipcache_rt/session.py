@@ -47,7 +47,7 @@ class Stats:
     prefill_tokens: int
     prefill_seconds: float
     decode_tokens: int
-    decode_seconds: float
+    decode_seconds: float  # of batches, all that they took
 
     @property
     def prefill_rate(self) -> float:
@@ -102,6 +102,19 @@ class Generation(Iterator[Piece]):
         """None while it runs or when it was closed early, then "stop" (end token or stop string) or "length"
         (max_tokens, or a full context)."""
         return self._finish_reason
+
+
+def generate_together(replies: Sequence[Generation]) -> Iterator[tuple[int, Piece]]:
+    """The pieces of several replies as they come, each with the number of its reply. A step of all is one pass."""
+    running = dict(enumerate(replies))
+    while running:
+        _core.decode_newest([reply._core for reply in running.values() if reply._core])
+        for i, reply in list(running.items()):
+            piece = next(reply, None)
+            if piece is None:
+                del running[i]
+            else:
+                yield i, piece
 
 
 class Session:
