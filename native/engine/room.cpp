@@ -10,6 +10,8 @@ namespace zipcache {
 namespace {
 
 constexpr int64_t kLeast = 256;  // tokens that a session must have room for
+// What the pools of CUDA and ggml hold of temporaries in the end, of a prompt of 126,976 tokens on an 8B model.
+constexpr size_t kPools = size_t(256) << 20;
 
 std::string mib(size_t bytes) {
     return std::to_string(bytes >> 20) + " MiB";
@@ -48,7 +50,7 @@ size_t session_bytes(const Model & model, const Policy & policy, const SegmentCo
         const int64_t widest = model.executor().device().chunk();
         most = std::max(most, cache + stretch_bytes(h, policy.compresses, widest, n_past, n));
     });
-    return most;
+    return most + kPools;
 }
 
 int64_t fitting_n_ctx(Model & model, const std::shared_ptr<const Policy> & policy, int64_t n_ctx) {
