@@ -219,8 +219,8 @@ def compare_batch(model: Model, kvs: tuple[str, ...], n_steps: int) -> float:
 def test_batches_compute_as_single_steps_do(name: str, tmp_path: Path) -> None:
     """Windows of 100 tokens fill up at different steps."""
     model = Model(written(tmp_path, name), device="cuda")
-    assert compare_batch(model, ("f16",), 40) < 1e-4
-    assert compare_batch(model, ("auto", "f16", "zipcache"), 130) < 1e-3
+    assert compare_batch(model, ("f16",), 40) < 1e-3  # products of several columns are in TF32
+    assert compare_batch(model, ("auto", "f16", "zipcache"), 130) < 0.01  # and codes round otherwise
 
 
 @needs_gpu
@@ -229,7 +229,7 @@ def test_batches_compute_as_single_steps_do(name: str, tmp_path: Path) -> None:
 )
 def test_batches_of_any_policies(kvs: tuple[str, ...], models: tuple[Model, Model]) -> None:
     """One that needs the general kernel brings it to all."""
-    assert compare_batch(models[1], kvs, 130) < 1e-3
+    assert compare_batch(models[1], kvs, 130) < 0.01
 
 
 @needs_gpu
