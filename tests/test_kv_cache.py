@@ -503,6 +503,8 @@ def test_options_survive_their_word(word: str) -> None:
         ("mikv,low_bits=0,per_head=true", "low_bits is 0; accepted: 1 to 4 with per_head"),
         ("h2o,heavy=1.5", "heavy is 1.5; accepted: 0 to 1"),
         ("h2o,newest=-0.1", "newest is -0.1"),
+        ("h2o,per_head=true", "per_head is true; accepted: false for the policy h2o"),
+        ("snapkv,per_head=true", "per_head is true"),
         ("gear,rank=17", "rank is 17; accepted: 0 to 16"),
         ("gear,window_rank=-1", "window_rank is -1"),
         ("gear,outliers=0.3", "outliers is 0.3; accepted: 0 to 0.2"),
