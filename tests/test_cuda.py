@@ -26,6 +26,7 @@ CUDA = _core.cuda_devices()
 needs_gpu = pytest.mark.skipif(not CUDA["descriptions"], reason=CUDA["missing"] or "a GPU")
 GREEDY = SamplerOptions(temperature=0)
 COMPRESSED = ("auto", "auto:2.8", "auto:2.4", "auto:5", "zipcache", "zipcache,per_head=true", "uniform", "q8_0", "q4_0")
+COMPRESSED += ("kivi", "kivi:4")
 
 # Tiny models with heads that the kernels read.
 WIDE = replace(tiny_models.SHAPES["llama"], n_embd=128, head_dim=64, n_ff=192, n_layers=3)
@@ -160,6 +161,15 @@ def test_models_that_do_not_run_there_say_so_and_auto_avoids_them(tmp_path: Path
     with pytest.raises(ModelError, match=r"cuda:0 does not compute attention .* accepted: device='cpu'"):
         Model(path, device="cuda")
     assert Model(path).info.device == "cpu"
+
+
+@needs_gpu
+@pytest.mark.parametrize("kv", ["mikv", "h2o", "snapkv", "gear"])
+def test_policies_that_only_the_cpu_has_are_refused(kv: str, models: tuple[Model, Model]) -> None:
+    with pytest.raises(
+        ArgumentError, match=f"KV policy {kv} does not run on cuda:0, which has no .*; accepted: the device cpu"
+    ):
+        models[1].session(kv=KvOptions(kv))
 
 
 @needs_gpu

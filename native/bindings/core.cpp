@@ -61,5 +61,6 @@ PYBIND11_MODULE(_core, m) {
     zipcache::bind_model(m);
     zipcache::bind_generate(m);
     zipcache::bind_bench(m);
+    zipcache::bind_trial(m);
     zipcache::bind_quantize(m);
 }
