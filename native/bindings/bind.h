@@ -21,5 +21,6 @@ void bind_session(pybind11::module_ & m);
 void bind_generate(pybind11::module_ & m);
 void bind_bench(pybind11::module_ & m);
 void bind_quantize(pybind11::module_ & m);
+void bind_scores(pybind11::module_ & m);
 
 }  // namespace zipcache
