@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from . import checks, cli, fidelity_plot
+from . import checks, cli, fidelity_plot, plotting
 from ._core import ArgumentError, FileError, ModelError
 from .fidelity_data import Text, read
 from .fidelity_report import CONTROL, Figures, Report, Result, Run, TextFacts
@@ -246,7 +246,7 @@ def check_outputs(args: argparse.Namespace) -> None:
         if path and not path.absolute().parent.is_dir():
             raise FileError(f"cannot write {path}: its folder does not exist")
     if args.plot:
-        fidelity_plot.check(args.plot)
+        plotting.check(args.plot)
 
 
 def main() -> int:
