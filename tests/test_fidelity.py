@@ -11,7 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zipcache_rt import ArgumentError, FileError, KvOptions, Model, ModelError, Session, fidelity, fidelity_plot, plotting
+from zipcache_rt import (
+    ArgumentError,
+    FileError,
+    KvOptions,
+    Model,
+    ModelError,
+    Session,
+    fidelity,
+    fidelity_plot,
+    plotting,
+)
 from zipcache_rt.fidelity import Report, Text
 
 CONTEXT, CONTINUE = 64, 16
