@@ -138,6 +138,12 @@ class Model:
             add_generation_prompt=add_generation_prompt,
         )
 
+    def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of apply_chat_template(): a bos token that the template wrote is not added again."""
+        text = self.apply_chat_template(messages)
+        bos = self.info.bos_token
+        return self.tokenize(text, add_bos=False if bos and text.startswith(bos) else None)
+
     def session(self, *, n_ctx: int | None = None, kv: KvOptions = KvOptions()) -> Session:  # noqa: B008 (frozen)
         """A new conversation.
 

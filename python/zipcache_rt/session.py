@@ -206,9 +206,7 @@ class Session:
 
         What the cache shares with the rendered conversation is kept; only the rest is prefilled.
         """
-        text = self.model.apply_chat_template(messages)
-        bos = self.model.info.bos_token
-        tokens = self.model.tokenize(text, add_bos=False if bos and text.startswith(bos) else None)
+        tokens = self.model.tokenize_chat(messages)
         kept = self.tokens
         shared = 0
         while shared < min(len(kept), len(tokens) - 1) and kept[shared] == tokens[shared]:
