@@ -94,6 +94,21 @@ def sampler_options(args: argparse.Namespace) -> SamplerOptions:
     )
 
 
+def check_folder(*paths: Path | None) -> None:
+    """Finds before the work what could not be written after it. Raises FileError."""
+    for path in paths:
+        if path and not path.absolute().parent.is_dir():
+            raise FileError(f"cannot write {path}: its folder does not exist")
+
+
+def console() -> Console:
+    """For tables on standard output: wide where nobody sees it."""
+    made = Console()
+    if not made.is_terminal:
+        made.width = 200
+    return made
+
+
 def demo_model() -> Path:
     """The demo package's model file. Raises FileError that says how to get it."""
     spec = importlib.util.find_spec(DEMO_PACKAGE)

@@ -15,41 +15,22 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from . import checks, cli, fidelity_plot, plotting
-from ._core import ArgumentError, FileError, ModelError
+from ._core import ArgumentError, FileError
 from .fidelity_data import Text, read
 from .fidelity_report import CONTROL, Figures, Report, Result, Run, TextFacts
 from .model import Model
 from .options import KvOptions
 from .session import Session
+from .teacher_forced import Given, log_probs
+from .work import Work
 
 __all__ = ["Figures", "Report", "Result", "Run", "Text", "measure", "read"]
 
 F16 = KvOptions(policy="f16")
-SLICE = 16  # tokens scored by one call: bounds memory, and the wait for Ctrl-C
 IN_MEMORY = 2**30  # bytes of reference log-probabilities; more go to a temporary file
 CONTROL_DECODED = 33  # tokens of the context that the control decodes; 1 or 33 make the same floor
-PREFILL_WEIGHT = 0.1  # of a prefilled token in the progress, a decoded one being 1
-
-
-@dataclass
-class _Progress:
-    """Work done, told as 0..1."""
-
-    total: float
-    tell: Callable[[float], None]
-    done: float = 0.0
-
-    def part(self, work: float) -> Callable[[float], None]:
-        """Tells of a part that makes its own 0..1."""
-        begin = self.done
-        return lambda share: self.reach(begin + share * work)
-
-    def reach(self, done: float) -> None:
-        self.done = done
-        self.tell(min(done / self.total, 1.0))
 
 
 @dataclass(frozen=True)
@@ -65,11 +46,9 @@ class _Side:
 class _Job:
     """What every side does with one text."""
 
-    text: str  # its name
-    tokens: Sequence[int]  # [context + n_continue]
-    context: int
+    given: Given
     n_ctx: int
-    told: _Progress
+    told: Work
 
 
 def measure(
@@ -92,10 +71,10 @@ def measure(
     sides = _sides(policies, context)
     for side in sides:
         model.session(n_ctx=n_ctx, kv=side.options).close()  # refuses what cannot run here
-    work = len(texts) * len(sides) * (PREFILL_WEIGHT * context + n_continue - 1)
-    told = _Progress(work, progress or (lambda done: None))
     needed = context + n_continue
-    jobs = [_Job(text.name, text.tokens[:needed], context, n_ctx, told) for text in texts]
+    all_given = [Given(text.name, text.tokens[:needed], context) for text in texts]
+    told = Work(len(sides) * sum(given.work for given in all_given), progress or (lambda done: None))
+    jobs = [_Job(given, n_ctx, told) for given in all_given]
     runs = list(zip(*(_runs(model, sides, job) for job in jobs), strict=True))  # [n_sides][n_texts]
     results = [Result.of(side.name, str(side.options), made, runs[0]) for side, made in zip(sides, runs, strict=True)]
     facts = tuple(_facts(text, needed) for text in texts)
@@ -115,11 +94,11 @@ def _sides(policies: Sequence[str | KvOptions], context: int) -> list[_Side]:
 
 def _runs(model: Model, sides: Sequence[_Side], job: _Job) -> list[Run]:
     """[n_sides]; the first side is the reference of the others."""
-    with _table(len(job.tokens) - job.context, model.info.n_vocab) as expected:
+    with _table(len(job.given.tokens) - job.given.context, model.info.n_vocab) as expected:
         runs: list[Run] = []
         for side in sides:
             with model.session(n_ctx=job.n_ctx, kv=side.options) as session:
-                rows = _log_probs(session, side, job)
+                rows = log_probs(session, job.given, job.told, policy=side.name, decoded=side.decoded)
                 if not runs:
                     for i, row in enumerate(rows):
                         expected[i] = row
@@ -134,7 +113,7 @@ def _compare(rows: Iterator[NDArray[np.float32]], expected: NDArray[np.float32],
     for i, row in enumerate(rows):
         kl[i] = _divergence(expected[i], row)
         same_top[i] = row.argmax() == expected[i].argmax()
-        logprobs[i] = row[job.tokens[job.context + i]]
+        logprobs[i] = row[job.given.tokens[job.given.context + i]]
     return Run(kl, same_top, logprobs, session.kv_stats())
 
 
@@ -178,13 +157,6 @@ def _table(n_rows: int, n_columns: int) -> Iterator[NDArray[np.float32]]:
         yield table
 
 
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[n_vocab] natural log of the probabilities."""
-    shifted: NDArray[np.float64] = logits.astype(np.float64) - logits.max()
-    shifted -= np.log(np.exp(shifted).sum())
-    return shifted.astype(np.float32)
-
-
 def _divergence(expected: NDArray[np.float32], given: NDArray[np.float32]) -> float:
     """KL(expected || given), nats, of log-probabilities [n_vocab].
 
@@ -194,27 +166,6 @@ def _divergence(expected: NDArray[np.float32], given: NDArray[np.float32]) -> fl
     log_p, log_q = expected.astype(np.float64), given.astype(np.float64)
     p, q = np.exp(log_p), np.exp(log_q)
     return max(0.0, float((p * (log_p - log_q) - p + q).sum()))
-
-
-def _log_probs(session: Session, side: _Side, job: _Job) -> Iterator[NDArray[np.float32]]:
-    """[n_vocab] before each token after the context."""
-    for i, logits in enumerate(_logits(session, side.decoded, job)):
-        if not np.isfinite(logits).all():
-            raise ModelError(f"{side.name}: the logits before token {job.context + i} of {job.text} are not finite")
-        yield _log_softmax(logits)
-
-
-def _logits(session: Session, decoded: int, job: _Job) -> Iterator[NDArray[np.float32]]:
-    prefilled = job.context - decoded
-    session.prefill(job.tokens[:prefilled], progress=job.told.part(PREFILL_WEIGHT * job.context))
-    for token in job.tokens[prefilled : job.context]:
-        session.decode(token)
-    yield session.logits
-    given = job.tokens[job.context : -1]  # nothing is scored after the last one
-    for first in range(0, len(given), SLICE):
-        part = given[first : first + SLICE]
-        yield from session.score(part)
-        job.told.reach(job.told.done + len(part))
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -242,9 +193,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Finds before the work what would fail after it."""
-    for path in (args.json, args.plot):
-        if path and not path.absolute().parent.is_dir():
-            raise FileError(f"cannot write {path}: its folder does not exist")
+    cli.check_folder(args.json, args.plot)
     if args.plot:
         plotting.check(args.plot)
 
@@ -259,10 +208,7 @@ def main() -> int:
     texts = [Text.of(model, path.name, text, args.skip) for path, text in zip(args.data, contents, strict=True)]
     with cli.progress_bar("Measuring", eta=True) as progress:
         report = measure(model, args.policies, texts, args.context, args.n_continue, n_ctx=args.ctx, progress=progress)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200
-    console.print(report.table())
+    cli.console().print(report.table())
     if args.json:
         try:
             args.json.write_text(json.dumps(report.as_dict(), indent=1) + "\n", "utf-8")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import checks
-from ._core import ArgumentError, FileError
+from . import checks, json_lines
+from ._core import ArgumentError
 from .model import Model
 
 
@@ -40,28 +38,18 @@ def read(path: Path) -> str:
 
     Raises FileError, and ArgumentError for an object without a known field.
     """
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = data.decode()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise FileError(f"cannot read the text {path}: {error}") from error
+    text = json_lines.read_text(path)
     if not path.name.removesuffix(".gz").endswith(".jsonl"):
         return text
-    return "".join(_pieces(path.name, text.split("\n")))
+    return "".join(_pieces(path.name, text))
 
 
-def _pieces(name: str, lines: Iterable[str]) -> Iterable[str]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise FileError(f"{name}, line {number}, is no JSON: {error}") from error
+def _pieces(name: str, text: str) -> Iterable[str]:
+    for number, found in json_lines.parse(name, text):
         piece = _piece(found)
         if piece is None:
             accepted = "an object with the texts 'question' and 'answer', 'prompt', or 'text'"
-            raise ArgumentError(f"{name}, line {number}, is {line.strip()[:80]!r}; accepted: {accepted}")
+            raise ArgumentError(f"{name}, line {number}, is {json.dumps(found)[:80]!r}; accepted: {accepted}")
         yield piece
 
 

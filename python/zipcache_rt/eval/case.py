@@ -24,6 +24,7 @@ class Case:
     stop: tuple[str, ...] = ()  # texts that end a reply; used only without a chat template
     max_tokens: int = 64  # of the reply
     expected: Json = None  # what the task's score() compares with
+    kept_back: Json = None  # what else score() needs and no record repeats
     continuation: tuple[int, ...] = ()  # token ids to predict after the prompt, instead of replying
 
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
 
-from .case import Task
-from .record import Record
+import numpy as np
 
+from .. import checks
+from .._core import ArgumentError, ContextError, FileError
+from ..model import Model
+from ..options import KvOptions
+from ..work import Work
+from . import pool
+from .case import Case, Task
+from .prompter import Prompter
+from .record import REFERENCE, Record, Results
+from .run_options import RunOptions
+from .worker import Prepared, Worker
 
-@dataclass(frozen=True)
-class RunOptions:
-    """How cases are run. What may change a reply is kept in the records."""
-
-    device: str = "auto"  # as Model() takes it
-    threads: int | None = None  # of all jobs together; None: one a core
-    jobs: int = 1  # processes that answer cases at once, each with the model open; they share the mapped file
-    template: bool | None = None  # use the chat template; None: where the model has one
-    share_shots: bool = False  # compressed caches too: prefill and compress the shots once, not with each question
-    n_ctx: int | None = None  # most tokens of a session; None: what the longest case takes
-    repack: bool = True  # as Model() takes it
+RESCORING = 1.0  # work of scoring a reply that is known
 
 
 def run(
@@ -32,10 +35,124 @@ def run(
     options: RunOptions = RunOptions(),  # noqa: B008 (frozen)
     progress: Callable[[float], None] | None = None,
 ) -> list[Record]:
-    """Every case of a task under f16 and every policy, greedily: records of f16, then of the policies, by case.
+    """Every case of a task under f16 and every policy, greedily: the records by case, f16 first in each.
 
     out: a results file: what it holds is not run again, what is missing is appended as it is done; a score that was
     not known is filled in where it can be told now. With several jobs a script needs `if __name__ == "__main__":`.
     Raises ArgumentError and ContextError before any work, FileError, ModelError.
     """
-    raise NotImplementedError
+    jobs = checks.integer(options.jobs, "jobs", 1, 256, "1 to 256 processes")
+    results = Results(out)
+    with options.open(model) as opened:
+        plan = _plan(opened, task, _policies(policies), options)
+        todo = [(case, blank) for case, blank in plan.asked if not results.find(blank.key)]
+        known = [(case, record) for case, blank in plan.asked if (record := results.find(blank.key))]
+        unscored = [(case.case, record) for case, record in known if record.score is None]
+        work = RESCORING * len(unscored) + sum(case.work for case, _ in todo)
+        told = Work(work or 1.0, progress or (lambda done: None))
+        for case, record in unscored:
+            _rescore(results, task, case, record)
+            told.add(RESCORING)
+        if jobs == 1:
+            worker = Worker(opened, task, plan.n_ctx)
+            for prepared, blank in todo:
+                results.add(worker.answer(prepared, blank, told))
+    if jobs > 1 and todo:
+        threads = max(1, opened.info.threads // jobs)
+        setup = pool.Setup(opened.info.path, task, replace(options, threads=threads), plan.n_ctx)
+        for prepared, record in pool.answers(setup, todo):
+            results.add(record)
+            told.add(prepared.work)
+    return [record for _, blank in plan.asked if (record := results.find(blank.key))]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is asked, answered before or not."""
+
+    asked: list[tuple[Prepared, Record]]  # by case, then by policy; the records are blank
+    n_ctx: int
+
+
+def _plan(model: Model, task: Task, policies: Sequence[str], options: RunOptions) -> _Plan:
+    prompter = Prompter(model, options.template)
+    cases = [_prepare(case, prompter, options.share_shots) for case in task.cases(prompter)]
+    if not cases:
+        raise ArgumentError(f"the task {task.name} has no cases; accepted: one or more")
+    n_ctx = _n_ctx(cases, model, options.n_ctx)
+    for policy in policies:
+        model.session(n_ctx=n_ctx, kv=KvOptions.parse(policy)).close()  # refuses what cannot run here
+    blank = Record(
+        task=task.name,
+        metric=task.metric,
+        model=Path(model.info.path).name,
+        model_sha256=_file_sha256(model.info.path),
+        device=model.info.device,
+        options={
+            **task.options,
+            "template": prompter.template and any(isinstance(case.case.prompt, str) for case in cases),
+            "share_shots": any(case.shared for case in cases),
+        },
+        version=version("zipcache-rt"),
+        jobs=options.jobs,
+        threads=model.info.threads,
+    )
+    return _Plan([(case, _asked(blank, case, policy)) for case in cases for policy in policies], n_ctx)
+
+
+def _policies(policies: Sequence[str]) -> list[str]:
+    """In their shortest form, each once, f16 first."""
+    if isinstance(policies, str):
+        raise ArgumentError("policies is str; accepted: several of them")
+    return list(dict.fromkeys([REFERENCE, *(str(KvOptions.parse(policy)) for policy in policies)]))
+
+
+def _prepare(case: Case, prompter: Prompter, share_shots: bool) -> Prepared:
+    tokens = prompter.tokens(case)
+    if not tokens:
+        raise ArgumentError(f"the prompt of {case.id} has no tokens; accepted: one or more")
+    shared = prompter.shared(case) if share_shots else 0
+    return Prepared(case, tokens, shared, () if prompter.template else case.stop)
+
+
+def _n_ctx(cases: Sequence[Prepared], model: Model, n_ctx: int | None) -> int:
+    """What sessions must hold, or ContextError that names the longest case."""
+    longest = max(cases, key=lambda case: case.needed)
+    most = model.info.n_ctx_train if n_ctx is None else n_ctx
+    if longest.needed > most:
+        needed = f"{len(longest.tokens)} tokens and {longest.n_continue} more for what follows"
+        raise ContextError(f"the prompt of {longest.case.id} takes {needed}; accepted: {most} together")
+    return longest.needed if n_ctx is None else n_ctx
+
+
+def _asked(blank: Record, prepared: Prepared, policy: str) -> Record:
+    """A blank record with all that its key takes."""
+    case = prepared.case
+    ids = np.asarray((*prepared.tokens, *case.continuation), "<i4")
+    return replace(
+        blank,
+        case=case.id,
+        group=case.group,
+        policy=policy,
+        prompt_sha256=hashlib.sha256(ids.tobytes()).hexdigest(),
+        prompt_tokens=len(prepared.tokens),
+        shared_tokens=prepared.shared,
+        expected=case.expected,
+    )
+
+
+def _rescore(results: Results, task: Task, case: Case, known: Record) -> None:
+    score = task.score(case, known.reply)
+    if score is not None:
+        results.add(replace(known, score=score))
+
+
+def _file_sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        raise FileError(f"cannot read the model {path}: {error.strerror or error}") from error
+    return digest.hexdigest()
