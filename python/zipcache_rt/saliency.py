@@ -129,12 +129,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def prompt_ids(model: Model, args: argparse.Namespace) -> list[int]:
     text = args.text if args.text is not None else sys.stdin.read() if str(args.prompt) == "-" else read(args.prompt)
-    if args.chat:
-        text = model.apply_chat_template([{"role": "user", "content": text}])
-        bos = model.info.bos_token
-        ids = model.tokenize(text, add_bos=False if bos and text.startswith(bos) else None)
-    else:
-        ids = model.tokenize(text)
+    ids = model.tokenize_chat([{"role": "user", "content": text}]) if args.chat else model.tokenize(text)
     if not ids:
         raise ArgumentError("the prompt is empty; accepted: at least one token")
     return ids[: args.most]
@@ -144,9 +139,7 @@ def check(args: argparse.Namespace) -> None:
     """Finds before the work what would fail after it."""
     for name in ("top", "most"):
         checks.integer(getattr(args, name), f"--{name}", 1, 2**31, "1 or more")
-    for path in (args.json, args.plot):
-        if path and not path.absolute().parent.is_dir():
-            raise FileError(f"cannot write {path}: its folder does not exist")
+    cli.check_folder(args.json, args.plot)
     if args.plot:
         plotting.check(args.plot)
 

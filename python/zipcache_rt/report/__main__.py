@@ -10,7 +10,6 @@ from pathlib import Path
 from .. import cli
 from .build import build
 from .plan import ARTEFACTS, FULL, QUICK, chosen
-from .subject import Where
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -55,7 +54,8 @@ def main() -> int:
         QUICK if args.quick else FULL,
         artefacts=artefacts,
         data=args.data,
-        where=Where(args.device, args.threads),
+        device=args.device,
+        threads=args.threads,
         command=command(args, models),
     )
     print(made)

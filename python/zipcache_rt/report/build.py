@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .. import checks, plotting
 from .._core import ArgumentError, FileError
+from ..eval import RunOptions
 from ..fidelity_data import read
 from ..whole_file import replacing
 from . import figure1, figure3, figure5, figure6, page, tables, texts
@@ -15,7 +16,7 @@ from .measure import Bench
 from .plan import ARTEFACTS, FULL, Artefact, Size
 from .shown import Shown
 from .store import Store
-from .subject import Subject, Where
+from .subject import Subject
 
 SHOW: dict[str, Callable[[Artefact, Findings], Shown]] = {
     "figure1": figure1.show,
@@ -32,7 +33,8 @@ def build(
     *,
     artefacts: Sequence[Artefact] = ARTEFACTS,
     data: Sequence[Path] = (),
-    where: Where = Where(),  # noqa: B008 (frozen)
+    device: str = "auto",
+    threads: int | None = None,
     command: str = "",
 ) -> Path:
     """Measures what `out` does not hold yet of these artefacts, then draws all that it holds. Returns the page.
@@ -46,8 +48,9 @@ def build(
     contents = [(path.name, read(path)) for path in data] or list(texts.own().items())
     _make_folder(out / "texts")
     store, lines = Store(out / "results.jsonl"), out / "lines.jsonl"
-    subjects = [Subject.of(path, size, contents, where) for path in models]  # told before the work if one is no good
-    for name, text in (*contents, *((f"prompt-{subject.name}.txt", subject.prompt_text) for subject in subjects)):
+    options = RunOptions(device=device, threads=threads, template=False)
+    subjects = [Subject.of(path, size, contents, options) for path in models]  # told before the work if one is no good
+    for name, text in (*contents, *((subject.prompt_name, subject.prompt_text) for subject in subjects)):
         write(out / "texts" / name, text)
     sections: list[page.Section] = []
     for subject, folder in zip(subjects, _folders(models, out), strict=True):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..fidelity_data import Text
+from ..hashes import ids_sha256
 from .store import Key
-from .subject import Subject, ids_sha256
+from .subject import Subject
 
 
 def fidelity(subject: Subject, policy: str, text: Text) -> Key:

@@ -43,7 +43,7 @@ class Bench:
         self._speed(self._usable(policies(artefacts, "speed")))
 
     def _open(self) -> Model:
-        return self.subject.where.open(self.subject.path)
+        return self.subject.options.open(self.subject.path)
 
     def _usable(self, wanted: Sequence[str]) -> list[str]:
         return [policy for policy in wanted if policy not in self.failures]
@@ -100,10 +100,9 @@ class Bench:
         subject = self.subject
         if not wanted or not subject.task.lines:
             return
-        options = tasks.RunOptions(device=subject.where.device, threads=subject.where.threads)
 
         def answer(group: list[str]) -> None:
-            tasks.run(subject.path, subject.task, group, out=self.lines, options=options, progress=progress)
+            tasks.run(subject.path, subject.task, group, out=self.lines, options=subject.options, progress=progress)
 
         with cli.progress_bar("Line retrieval", eta=True) as progress:
             self._guarded(wanted, answer)

@@ -110,7 +110,7 @@ def _commands(artefact: Artefact, subject: Subject, out: Path) -> list[str]:
     here = ["--device", subject.info.device, "--threads", str(subject.info.threads)]
 
     def add(tool: str, *words: Any) -> None:
-        made.append(shlex.join(["python", "-m", f"zipcache_rt.{tool}", str(subject.path), *map(str, words)]))
+        made.append(shlex.join(["python", "-m", *f"zipcache_rt.{tool}".split(), str(subject.path), *map(str, words)]))
 
     wanted = [policy for policy in policies([artefact], artefact.measures[0]) if policy != F16]
     if "fidelity" in artefact.measures:
@@ -118,10 +118,8 @@ def _commands(artefact: Artefact, subject: Subject, out: Path) -> list[str]:
         lengths = ("--context", size.context, "--continue", size.n_continue)
         add("fidelity", "--policies", *wanted, "--data", *data, *lengths, *here)
     if "saliency" in artefact.measures:
-        chat = ["--chat"] if subject.info.has_chat_template else []
-        add("saliency", "--prompt", folder / f"prompt-{subject.name}.txt", *chat, *here)
+        add("saliency", "--prompt", folder / subject.prompt_name, *here)
     if "lines" in artefact.measures and subject.task.lines:
         numbers = ",".join(map(str, subject.task.lines))
-        task = ("--task", "lines", "--lines", numbers, "--cases", size.n_cases)
-        add("eval", *task, "--policies", *wanted, *here)
+        add("eval lines", "--lines", numbers, "--cases", size.n_cases, "--no-template", "--policies", *wanted, *here)
     return made

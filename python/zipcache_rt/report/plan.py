@@ -101,7 +101,8 @@ TABLE_3 = Artefact(
     "table3",
     "Table 3: methods",
     "Compression and accuracy. The paper's (LLaMA3-8B, GSM8K): FP16 55.88 %, ZipCache 53.75 % at 4.69x, KIVI-2 "
-    "47.99 %, MiKV 35.48 %. auto is this package's own recipe; q8_0 and q4_0 are blocks of 32 channels, as llama.cpp's.",
+    "47.99 %, MiKV 35.48 %. auto is this package's own recipe; q8_0 and q4_0 are blocks of 32 channels, as llama.cpp "
+    "stores them.",
     METHODS,
     ("fidelity", "lines"),
     (
