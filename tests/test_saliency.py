@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from rich.console import Console
 
 from helpers import numpy_forward, tiny_models

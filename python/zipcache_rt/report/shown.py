@@ -64,9 +64,12 @@ class Shown:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([column.key for column in self.columns])
         for cells in self.rows:
-            values = (cells.get(column.key) for column in self.columns)
-            writer.writerow(["" if value is None else value for value in values])
+            writer.writerow([_plain(cells.get(column.key)) for column in self.columns])
         return text.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    return "" if value is None else float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def status(row: Row, found: Findings, measured: bool) -> str:
