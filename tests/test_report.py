@@ -14,7 +14,17 @@ import numpy as np
 import pytest
 
 from helpers import tiny_models
-from zipcache_rt import ArgumentError, FileError, KvOptions, KvStats, Model, ModelError, fidelity, report
+from zipcache_rt import (
+    ArgumentError,
+    FileError,
+    KvOptions,
+    KvStats,
+    Model,
+    ModelError,
+    fidelity,
+    fidelity_report,
+    report,
+)
 from zipcache_rt.fidelity import Text
 from zipcache_rt.report import plan, shown, texts, worker
 from zipcache_rt.report.store import Store
@@ -190,7 +200,7 @@ def test_only_measures_the_artefacts_asked_for(tmp_path: Path) -> None:
     out = tmp_path / "out"
     report.build([model, other], out, SIZE, artefacts=plan.chosen("tablea"), device="cpu", threads=2)
     keys = [json.loads(line)["key"] for line in (out / "results.jsonl").read_text().splitlines()]
-    wanted = {row.policy for row in plan.TABLE_A.rows} | {plan.F16, fidelity.CONTROL}
+    wanted = {row.policy for row in plan.TABLE_A.rows} | {plan.F16, fidelity_report.CONTROL}
     assert {key["kind"] for key in keys} == {"fidelity"} and {key["policy"] for key in keys} == wanted
     assert len({key["model"] for key in keys}) == 2 and not (out / "lines.jsonl").exists()
     assert (out / "tiny" / "tableA.csv").exists() and (out / "other" / "tableA.csv").exists()

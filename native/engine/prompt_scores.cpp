@@ -53,9 +53,9 @@ const T * on_host(Device & device, const void * data, size_t n, std::vector<T> &
 PromptScores score_prompt(Model & model, const int32_t * tokens, size_t n_tokens, const KvOptions & options,
                           const Progress & progress) {
     check_length(model, n_tokens);
-    check_options(options);
     model.check_tokens(tokens, n_tokens);
     const HParams & h = model.hparams();
+    const auto policy = make_policy(options, h);
     Device & device = model.executor().device();
     const auto n = static_cast<int64_t>(n_tokens);
     const std::atomic<bool> cancel{false};
@@ -67,7 +67,7 @@ PromptScores score_prompt(Model & model, const int32_t * tokens, size_t n_tokens
     const PrefillRows rows = layer_rows.prefill();
     PrefillGraphs graphs(model.network(), model.executor(), h.n_ctx_train);
     graphs.embed(tokens, n, cancel);
-    graphs.watch(choose_probes(options, n, 0));
+    graphs.watch(choose_probes(policy->options, n, 0));
 
     PromptScores all;
     all.probes = graphs.probes();

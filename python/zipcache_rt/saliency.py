@@ -88,7 +88,7 @@ def measure(
     model: Model,
     tokens: Iterable[int],
     *,
-    kv: KvOptions = KvOptions(probes="all"),  # noqa: B008 (frozen)
+    kv: KvOptions = KvOptions(policy="f16", probes="all"),  # noqa: B008 (frozen)
     progress: Callable[[float], None] | None = None,
 ) -> Saliency:
     """Runs a prompt through the model and scores its tokens in every layer.
@@ -153,7 +153,7 @@ def main() -> int:
         checks.integer(args.layer, "--layer", 0, model.info.n_layers - 1, f"0 to {model.info.n_layers - 1}")
     ids = prompt_ids(model, args)
     with cli.progress_bar("Scoring") as progress:
-        found = measure(model, ids, kv=KvOptions(probes=args.probes), progress=progress)
+        found = measure(model, ids, kv=KvOptions(policy="f16", probes=args.probes), progress=progress)
     metrics = METRICS if args.metric == "both" else (args.metric,)
     view = saliency_view.View({metric: found.of(metric, args.layer) for metric in metrics}, found, args.layer)
     console = Console()

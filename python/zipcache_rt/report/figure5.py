@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .. import plotting
 from .findings import Findings
-from .plan import F16, Artefact
+from .plan import Artefact
 from .shown import Cells, Column, Shown, failures
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ COLUMNS = (
     Column("same_reply", "reply as f16", ".1%"),
     Column("ratio", "ratio with window", ".2f"),
 )
+SPREAD = 0.6  # of the distance between two numbers of lines
 
 
 def show(artefact: Artefact, found: Findings) -> Shown:
@@ -46,7 +47,7 @@ def _draw(artefact: Artefact, rows: list[Cells]) -> Figure:
     figure = plotting.new_figure(12, 4.6)
     accuracy, agreement = figure.subplots(1, 2, sharey=True)
     numbers = sorted({cells["n_lines"] for cells in rows})
-    names = list(dict.fromkeys(cells["name"] for cells in rows))
+    methods = [row for row in artefact.rows if any(cells["policy"] == row.policy for cells in rows)]
     for axes, key, title in (
         (accuracy, "accuracy", "right answers, %"),
         (agreement, "same_reply", "replies equal to those of f16, %"),
@@ -56,19 +57,15 @@ def _draw(artefact: Artefact, rows: list[Cells]) -> Figure:
         axes.set_xlabel("lines in the prompt")
         axes.set_xticks(range(len(numbers)), [str(n) for n in numbers])
         axes.set_ylim(-4, 104)
-        for row in artefact.rows:
+        for i, row in enumerate(methods):
             mine = [cells for cells in rows if cells["policy"] == row.policy and cells[key] is not None]
-            if not mine or (key == "same_reply" and row.policy == F16):
-                continue
-            shift = 0.6 * (names.index(row.name) / max(1, len(names) - 1) - 0.5) * min(1, len(names) - 1)
+            shift = SPREAD * (i / max(1, len(methods) - 1) - 0.5)  # so that intervals stand side by side
             x = [numbers.index(cells["n_lines"]) + shift for cells in mine]
             y = [100 * cells[key] for cells in mine]
-            style = {"color": row.colour, "marker": row.marker, "linewidth": 1.2, "label": row.name}
+            axes.plot(x, y, color=row.colour, marker=row.marker, linewidth=1.2, label=row.name)
             if key == "accuracy":
                 down = [100 * (cells["accuracy"] - cells["low"]) for cells in mine]
                 up = [100 * (cells["high"] - cells["accuracy"]) for cells in mine]
-                axes.errorbar(x, y, yerr=[down, up], elinewidth=0.7, **style)
-            else:
-                axes.plot(x, y, **style)
+                axes.errorbar(x, y, yerr=[down, up], fmt="none", ecolor=row.colour, elinewidth=0.8, alpha=0.45)
     figure.legend(*accuracy.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return figure

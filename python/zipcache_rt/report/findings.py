@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import eval as tasks
-from ..fidelity import CONTROL
-from ..fidelity_report import Result, Run
+from ..fidelity_report import CONTROL, Result, Run
 from ..session import KvStats
 from . import keys
 from .measure import SALIENT

@@ -11,7 +11,7 @@ from .. import cli, fidelity, saliency
 from .. import eval as tasks
 from .._core import CancelledError, ZipCacheError
 from ..fidelity import Text
-from ..fidelity_report import Result
+from ..fidelity_report import CONTROL, Result
 from ..model import Model
 from ..options import KvOptions
 from . import keys
@@ -69,7 +69,7 @@ class Bench:
 
     def _fidelity(self, model: Model, wanted: list[str]) -> None:
         for text in self.subject.texts if wanted else ():
-            key = {policy: keys.fidelity(self.subject, policy, text) for policy in [*wanted, fidelity.CONTROL]}
+            key = {policy: keys.fidelity(self.subject, policy, text) for policy in [*wanted, CONTROL]}
             if missing := [policy for policy in wanted if self.store.find(key[policy]) is None]:
                 with cli.progress_bar(f"Fidelity, {text.name}", eta=True) as progress:
                     self._guarded(missing, lambda group: self._compare(model, group, text, key, progress))  # noqa: B023

@@ -198,11 +198,11 @@ class Size:
 FULL = Size("full")
 QUICK = Size(
     "quick",
-    context=800,
+    context=600,
     n_continue=128,
     lines=(5, 10, 20),
-    n_cases=5,
-    contexts=(500, 1000, 2000),
+    n_cases=4,
+    contexts=(400, 800, 1600),
     n_decode=100,
     repeat=1,
 )

@@ -53,8 +53,8 @@ class Subject:
             task, cases = _lines(size, prompter, model.info.n_ctx_train)
             example = tasks.Lines(lines=(size.prompt_lines,), n_cases=1).cases(prompter)[0]
             prompt = prompter.tokens(example)[-(model.info.n_ctx_train - MARGIN) :]
-            text = model.detokenize(prompt, special=False)
-            return cls(path, file_sha256(path), model.info, options, size, read, task, cases, text, prompt)
+            prompt_text = model.detokenize(prompt, special=False)
+            return cls(path, file_sha256(path), model.info, options, size, read, task, cases, prompt_text, prompt)
 
 
 def _lines(size: Size, prompter: Prompter, n_ctx: int) -> tuple[tasks.Lines, tuple[str, ...]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .. import plotting
-from ..fidelity import CONTROL
+from ..fidelity_report import CONTROL
 from .findings import Findings
 from .plan import Artefact, Row
 from .shown import Cells, Column, Shown, failures, status, verdicts
@@ -98,50 +98,68 @@ def _floor_note(found: Findings) -> list[str]:
 def _draw(artefact: Artefact, found: Findings, rows: Sequence[Cells], panels: Sequence[Panel]) -> Figure:
     figure = plotting.new_figure(3.1 * len(panels) + 2.2, 1.3 + 0.38 * len(rows))
     all_axes = figure.subplots(1, len(panels), sharey=True)
+    control = found.fidelity.get(CONTROL)
+    floor = control.figures.kl_mean if control else 0
     for axes, panel in zip(all_axes, panels, strict=True):
         plotting.quiet(axes)
+        axes.grid(False, axis="y")
         axes.set_title(panel.title, fontsize=9, loc="left")
-        _bars(axes, panel, artefact.rows, rows)
-    if CONTROL in found.fidelity and (floor := found.fidelity[CONTROL].figures.kl_mean) > 0:
-        all_axes[0].axvline(floor, color=plotting.FLOOR, linewidth=1, linestyle="--", label="rounding alone")
-        all_axes[0].legend(fontsize=7, frameon=False, loc="lower right", bbox_to_anchor=(1, -0.02))
+        values = [None if cells[panel.key] is None else cells[panel.key] * panel.scale for cells in rows]
+        _limits(axes, panel, [value for value in values if value], floor)
+        for y, (row, cells, value) in enumerate(zip(artefact.rows, rows, values, strict=True)):
+            _mark(axes, panel, row, cells, (value, y))
+    if floor > 0:
+        all_axes[0].axvline(floor, color=plotting.FLOOR, linewidth=1, linestyle="--")
+        all_axes[0].annotate(
+            "rounding alone",
+            (floor, 0.01),
+            xycoords=all_axes[0].get_xaxis_transform(),
+            xytext=(3, 0),
+            textcoords="offset points",
+            fontsize=7,
+            color=plotting.FLOOR,
+        )
     all_axes[0].set_yticks(range(len(rows)), [plotting.plain(row.name) for row in artefact.rows])
-    all_axes[0].set_ylim(len(rows) - 0.4, -0.6)
+    all_axes[0].set_ylim(len(rows) - 0.3, -0.6)
     return figure
 
 
-def _bars(axes: Axes, panel: Panel, styles: Sequence[Row], rows: Sequence[Cells]) -> None:
-    values = [None if cells[panel.key] is None else cells[panel.key] * panel.scale for cells in rows]
-    known = [value for value in values if value is not None and (value > 0 or not panel.log)]
-    if panel.log and known:
+def _limits(axes: Axes, panel: Panel, known: Sequence[float], floor: float) -> None:
+    """Room for figures to the right of the marks."""
+    if panel.log:
         axes.set_xscale("log")
-        axes.set_xlim(min(known) / 3, max(known) * 12)
+        around = [*known, floor] if floor > 0 else [*known, 1]
+        axes.set_xlim(min(around) / 2, max(around) * 8)
+    elif panel.scale == 100:
+        axes.set_xlim(0, 122)
+        axes.set_xticks(range(0, 101, 20))
     else:
-        axes.set_xlim(0, 1.28 * max([*known, 1e-9]))
-    axes.grid(False, axis="y")
-    for y, (style, cells, value) in enumerate(zip(styles, rows, values, strict=True)):
-        if value is None:
-            failed = str(cells["status"]).startswith("failed")
-            note(axes, y, "failed" if failed and panel is PANELS[0] else "-")
-        elif panel.log and value <= 0:
-            note(axes, y, "0")
-        else:
-            half = (cells[panel.error] or 0) if panel.error else 0
-            error = [[min(half, 0.9 * value)], [half]] if half else None
-            axes.barh(y, value, height=0.62, color=style.colour, xerr=error, ecolor="#30343a", capsize=2)
-            axes.annotate(
-                format(value, panel.form),
-                (value + half, y),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-            )
+        axes.set_xlim(0, 1.3 * max([*known, 1]))
 
 
-def note(axes: Axes, y: float, text: str) -> None:
+def _mark(axes: Axes, panel: Panel, row: Row, cells: Cells, at: tuple[float | None, int]) -> None:
+    """A bar, or on a logarithmic axis, which has no beginning, a point; and its figure."""
+    value, y = at
+    if value is None or (panel.log and value <= 0):
+        failed = str(cells["status"]).startswith("failed")
+        _note(axes, y, "0" if value is not None else "failed" if failed and panel is PANELS[0] else "-")
+        return
+    half = cells[panel.error] if panel.error else 0
+    if panel.log:
+        error = [[min(half, 0.9 * value)], [half]]
+        axes.errorbar(value, y, xerr=error, fmt="o", color=row.colour, markersize=8, elinewidth=1.6, capsize=3)
+    else:
+        axes.barh(y, value, height=0.62, color=row.colour)
+    axes.annotate(
+        format(value, panel.form),
+        (value + half, y),
+        xytext=(7 if panel.log else 4, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+    )
+
+
+def _note(axes: Axes, y: float, text: str) -> None:
     """At the left edge of a row."""
     axes.annotate(text, (0.02, y), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8, color="#6b7280")
-
-
-Show = Callable[[Artefact, Findings], Shown]
