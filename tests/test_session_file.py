@@ -19,6 +19,11 @@ KV = {
     "f16": KvOptions("f16"),
     "auto": KvOptions("auto"),
     "zipcache": KvOptions("zipcache", seed=5),
+    "kivi": KvOptions("kivi"),
+    "mikv": KvOptions("mikv"),
+    "gear": KvOptions("gear"),
+    "h2o": KvOptions("h2o"),
+    "snapkv": KvOptions("snapkv"),
     "q4_0": KvOptions("q4_0"),
 }
 WORDS = "The sea was calm, and the lamp of the old tower turned slowly over the harbour while the boats came home. "
@@ -133,6 +138,11 @@ TINY_KV = {
     "narrow": KvOptions("auto", bits=2.2, window=16, recent=8, per_head=True),
     "zipcache": KvOptions("zipcache", window=16),
     "evicting": KvOptions("zipcache", low_bits=0, window=16, probes="all"),
+    "kivi": KvOptions("kivi", window=32, recent=8),
+    "mikv": KvOptions("mikv", window=16),
+    "gear": KvOptions("gear", window=16),
+    "h2o": KvOptions("h2o", window=16, recent=4),
+    "snapkv": KvOptions("snapkv", window=16),
     "q4_0": KvOptions("q4_0", window=16),
 }
 
@@ -251,8 +261,8 @@ def test_the_checksum_is_xxh64(small: Session, tmp_path: Path) -> None:
         (lambda b: b[:5], "not a session file"),
         (lambda b: b"GGUF" + b[4:], "not a session file: it does not begin with ZIPCSESS"),
         (lambda b: b[:20], "ends within its header"),
-        (lambda b: b[:8] + b"\x02" + b[9:], "session file of version 2; accepted: 1"),
-        (lambda b: signed(b[:8] + b"\x02" + b[9:]), "session file of version 2; accepted: 1"),
+        (lambda b: b[:8] + b"\x01" + b[9:], "session file of version 1; accepted: 2"),
+        (lambda b: signed(b[:8] + b"\x01" + b[9:]), "session file of version 1; accepted: 2"),
         (lambda b: b[:12] + b[12:16][::-1] + b[16:], "stores numbers another way"),
         (lambda b: b[:-1], "checksum does not match"),
         (lambda b: b + b"\0", "checksum does not match"),

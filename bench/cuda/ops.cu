@@ -165,7 +165,7 @@ Buffer<uint8_t> make_segment(const Mix & mix, int64_t n, double * us) {
     }
     const Buffer<uint8_t> tiers(tier);
     const Buffer<float> divisor(std::vector<float>(kKvHeads * kDim, 1.5f));
-    const ggml_zipcache_rows args = {n, n, bits_of(rows.k), bits_of(rows.v), divisor, divisor, tiers};
+    const ggml_zipcache_rows args = {n, n, bits_of(rows.k), bits_of(rows.v), divisor, divisor, tiers, nullptr};
     const size_t capacity = ggml_zipcache_cuda_segment_bound(&f, n, 0);
     const size_t work = ggml_zipcache_cuda_quantize_kv_workspace(&f, n);
     const Buffer<uint8_t> to(capacity), workspace(work);

@@ -32,6 +32,7 @@ enum {
     GGML_ZIPCACHE_GROUP = 64,      // most tokens of a block
     GGML_ZIPCACHE_TILE = 8,        // tokens that fill a vector; a block is padded to a multiple of it
     GGML_ZIPCACHE_MAX_TIERS = 12,  // different pairs of bits (of the key, of the value) in one segment
+    GGML_ZIPCACHE_MAX_RANK = 16,   // of what approximates the error of a segment
 };
 
 // Which elements share their parameters.
@@ -52,7 +53,7 @@ enum ggml_zipcache_params {
 
 // How keys, or values, are stored.
 struct ggml_zipcache_side {
-    int32_t bits[GGML_ZIPCACHE_MAX_TIERS];  // 0 to 8; a key of 0 bits is evicted, a value of 0 bits is zero
+    int32_t bits[GGML_ZIPCACHE_MAX_TIERS];  // 0 to 8; a key of 0 bits is evicted, a value of 0 bits is zero; 16: f16
     float shrink[GGML_ZIPCACHE_MAX_TIERS];  // F8: the share of the range that a tier's codes span, 0 < shrink <= 1
     enum ggml_zipcache_scope scope;
     enum ggml_zipcache_params params;
@@ -83,6 +84,7 @@ struct ggml_zipcache_rows {
     const float * k_divisor;  // [n_kv_heads, head_dim], each > 0; NULL: ones
     const float * v_divisor;  // [n_kv_heads, head_dim]: CST's normalizer c
     const uint8_t * tier;     // [n_kv_heads, n_tokens], an index into bits; [1, n_tokens] for same_order
+    const uint32_t * row;     // [n_tokens]: the row of each token, whatever for evicted ones; NULL: one after the other
 };
 
 size_t ggml_zipcache_segment_bytes(const struct ggml_zipcache_format * format, int64_t n_tokens, const uint8_t * tier);
@@ -114,6 +116,34 @@ int64_t ggml_zipcache_segment_places(const struct ggml_zipcache_format * format,
 void ggml_zipcache_segment_positions(const struct ggml_zipcache_format * format, const uint8_t * segment,
                                      uint16_t * position);
 
+// ---- Corrections: what the codes of a segment lack, beside it (GEAR; byte layout: src/correction.h) ----
+// For formats of one tier of codes that do not rotate, and rows without divisors.
+
+// Outliers: of n elements that share parameters (a channel's of keys, over the tokens; a token's of values, over all
+// heads) the round(share / 2 * n) largest and as many smallest. Copies the rows, with these drawn in to the range of
+// the others: what is to be quantized.
+//   share           0 to 0.5
+//   k, v            [n_kv_heads, n_tokens, head_dim] f16
+//   k_mark, v_mark  [n_kv_heads, n_tokens, head_dim]: 1 for an outlier, else 0
+void ggml_zipcache_mark_outliers(const struct ggml_zipcache_format * format, const struct ggml_zipcache_rows * rows,
+                                 float share, uint16_t * k, uint16_t * v, uint8_t * k_mark, uint8_t * v_mark);
+// correct_kv: for each head and side the rank-r approximation of what the codes are off by, by power iteration, where
+// there is no outlier; and the outliers. rows: as they were, one after the other, without divisors. Begin writes all
+// but the heads, which may then be written in any order, from any thread.
+size_t ggml_zipcache_correction_bytes(const struct ggml_zipcache_format * format, int64_t n_tokens, int rank,
+                                      float share);
+void ggml_zipcache_correct_kv_begin(const struct ggml_zipcache_format * format, int64_t n_tokens, int rank,
+                                    const uint8_t * k_mark, const uint8_t * v_mark, uint8_t * to);
+void ggml_zipcache_correct_kv_head(const struct ggml_zipcache_format * format, const struct ggml_zipcache_rows * rows,
+                                   const uint8_t * segment, const uint8_t * k_mark, const uint8_t * v_mark, int kv_head,
+                                   uint8_t * to);
+// Adds it to dequantized rows: tokens [first, first + n) of a head, [n, head_dim] f16.
+void ggml_zipcache_correct_rows(const struct ggml_zipcache_format * format, const uint8_t * correction, int kv_head,
+                                int64_t first, int64_t n, uint16_t * k, uint16_t * v);
+// NULL, or how the bytes differ from a correction of such a segment of n_tokens tokens: for bytes from outside.
+const char * ggml_zipcache_correction_error(const struct ggml_zipcache_format * format, int64_t n_tokens,
+                                            const uint8_t * correction, size_t n_bytes);
+
 // ---- The cache of one layer, as attend_kv reads it: segments, and the newest tokens uncompressed ----
 
 struct ggml_zipcache_segment {
@@ -125,6 +155,7 @@ struct ggml_zipcache_segment {
     const uint16_t * position;
     int64_t n_places;
     int64_t first_seen, last_seen;  // [first_seen, last_seen)
+    const uint8_t * correction;     // of its codes, or NULL
 };
 
 struct ggml_zipcache_layer {

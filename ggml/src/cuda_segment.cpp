@@ -300,6 +300,9 @@ const char * ggml_zipcache_cuda_format_error(const ggml_zipcache_format * format
         return "a segment's head_dim on a CUDA device; accepted: 64, 80, 96, 128, 256";
     }
     for (const auto & side : {f.k, f.v}) {
+        if (std::any_of(side.bits, side.bits + f.n_tiers, [](int bits) { return bits > 8; })) {
+            return "a segment's bits on a CUDA device; accepted: 0 to 8";
+        }
         if (side.scope == GGML_ZIPCACHE_SCOPE_TOKEN && side.block < f.head_dim && side.block % 32 != 0) {
             return "channels that share a token's parameters on a CUDA device; accepted: multiples of 32 that divide "
                    "head_dim, head_dim, all channels of a layer";

@@ -5,8 +5,8 @@ namespace {
 const char * side_error(const ggml_zipcache_format & f, const ggml_zipcache_side & side) {
     const bool by_token = side.scope == GGML_ZIPCACHE_SCOPE_TOKEN;
     for (int i = 0; i < f.n_tiers; ++i) {
-        if (side.bits[i] < 0 || side.bits[i] > 8) {
-            return "a segment's bits; accepted: 0 to 8";
+        if (side.bits[i] < 0 || (side.bits[i] > 8 && side.bits[i] != zipcache::format::kUncoded)) {
+            return "a segment's bits; accepted: 0 to 8, 16";
         }
         if (side.params >= GGML_ZIPCACHE_PARAMS_F8_PAIR && !(side.shrink[i] > 0 && side.shrink[i] <= 1)) {
             return "a tier's share of the range; accepted: above 0, at most 1";

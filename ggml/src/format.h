@@ -15,7 +15,7 @@
 // tiers, and the padding is at most 7 places a tier. Places are numbered through the tiers. Evicted tokens have none.
 //
 // A block of n places:
-//   K codes, V codes: plane by plane
+//   K codes, V codes: plane by plane; a side of 16 bits holds [n, head_dim] f16 instead, and has no parameters here
 //   K parameters, V parameters: of scope `group` [head_dim], of scope `token` [head_dim / block, n]
 // Parameters of n entries: F16_PAIR [n] Pair; F16_SCALE [n] f16; F8_PAIR [n] u8 ranges, then [n] i8 middles; F8_SCALE
 // [n] u8 ranges. An 8-bit range u means unit * (2^(u / 16) * (1 + u % 16 / 16) - 1) with integer division: a float of
@@ -41,6 +41,7 @@ constexpr int kTile = GGML_ZIPCACHE_TILE;
 constexpr int kMaxTiers = GGML_ZIPCACHE_MAX_TIERS;
 constexpr int kVector = 32;  // bytes
 constexpr int kAlign = 32;
+constexpr int kUncoded = 16;             // bits: f16 as it is
 constexpr uint32_t kMagic = 0x3243495A;  // "ZIC2"
 
 struct SegmentHeader {
@@ -98,6 +99,20 @@ constexpr int64_t k_plane_bytes(int64_t places, int head_dim, int width) {
 
 constexpr int64_t v_plane_bytes(int64_t places, int head_dim, int width) {
     return places / 4 * vectors_across(64 / width, head_dim) * kVector;
+}
+
+// Bytes of the codes of one side of a block.
+constexpr int64_t codes_bytes(int64_t places, int head_dim, int bits, bool is_key) {
+    if (bits == kUncoded) {
+        return places * head_dim * int64_t(sizeof(ggml_fp16_t));
+    }
+    const Planes planes = planes_of(bits);
+    int64_t bytes = 0;
+    for (int i = 0; i < planes.n; ++i) {
+        bytes += is_key ? k_plane_bytes(places, head_dim, planes.width[i])
+                        : v_plane_bytes(places, head_dim, planes.width[i]);
+    }
+    return bytes;
 }
 
 // Where a code's bits lie in its plane.

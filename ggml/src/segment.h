@@ -50,7 +50,7 @@ constexpr int64_t segment_param_bytes(const ggml_zipcache_format & f, const ggml
     return int64_t(segment_sets(f, side)) * f.head_dim * entry_bytes(side.params);
 }
 
-// Parameters that one side of a block of n places brings along.
+// Parameters that one side of a block of n places of codes brings along.
 constexpr int64_t block_param_entries(const ggml_zipcache_format & f, const ggml_zipcache_side & side,
                                       int64_t n_places) {
     if (side.scope == GGML_ZIPCACHE_SCOPE_GROUP) {
@@ -60,21 +60,21 @@ constexpr int64_t block_param_entries(const ggml_zipcache_format & f, const ggml
     return own ? f.head_dim / side.block * n_places : 0;
 }
 
+// The same of a block of any tier.
+constexpr int64_t tier_param_entries(const ggml_zipcache_format & f, const ggml_zipcache_side & side, int tier,
+                                     int64_t n_places) {
+    return side.bits[tier] == kUncoded ? 0 : block_param_entries(f, side, n_places);
+}
+
 // A block of n places of one tier: offsets from its start.
 struct BlockLayout {
     int64_t v_codes = 0, k_params = 0, v_params = 0, size = 0;
 
     BlockLayout(const ggml_zipcache_format & f, int tier, int64_t n_places) {
-        const Planes k = planes_of(f.k.bits[tier]), v = planes_of(f.v.bits[tier]);
-        for (int i = 0; i < k.n; ++i) {
-            v_codes += k_plane_bytes(n_places, f.head_dim, k.width[i]);
-        }
-        k_params = v_codes;
-        for (int i = 0; i < v.n; ++i) {
-            k_params += v_plane_bytes(n_places, f.head_dim, v.width[i]);
-        }
-        v_params = k_params + block_param_entries(f, f.k, n_places) * entry_bytes(f.k.params);
-        size = align(v_params + block_param_entries(f, f.v, n_places) * entry_bytes(f.v.params));
+        v_codes = codes_bytes(n_places, f.head_dim, f.k.bits[tier], true);
+        k_params = v_codes + codes_bytes(n_places, f.head_dim, f.v.bits[tier], false);
+        v_params = k_params + tier_param_entries(f, f.k, tier, n_places) * entry_bytes(f.k.params);
+        size = align(v_params + tier_param_entries(f, f.v, tier, n_places) * entry_bytes(f.v.params));
     }
 };
 
@@ -250,7 +250,7 @@ inline Params find_params(const HeadView & view, const ggml_zipcache_side & side
     const auto & l = view.layout;
     const HeadUnits & units = *view.table.units;
     const uint8_t * data = in_block;
-    int64_t n = block_param_entries(f, side, n_places);
+    int64_t n = tier_param_entries(f, side, tier, n_places);
     if (side.scope == GGML_ZIPCACHE_SCOPE_SEGMENT) {
         const int sets = segment_sets(f, side);
         data = view.segment + (is_key ? l.k_params : l.v_params) + view.head * segment_param_bytes(f, side) +

@@ -6,6 +6,7 @@
 
 #include <optional>
 
+#include "kv/kv_cache.h"
 #include "model/weights.h"
 
 namespace zipcache {
@@ -22,5 +23,8 @@ void bind_generate(pybind11::module_ & m);
 void bind_bench(pybind11::module_ & m);
 void bind_quantize(pybind11::module_ & m);
 void bind_scores(pybind11::module_ & m);
+void bind_trial(pybind11::module_ & m);
+
+pybind11::dict dict_of(const KvStats & stats);
 
 }  // namespace zipcache

@@ -90,7 +90,7 @@ struct Rows {
 std::vector<uint8_t> segment_of(const Shape & s, const ggml_zipcache_format & f, const Rows & rows) {
     const std::vector<uint8_t> tiers(s.width() * s.n_tokens);
     const ggml_zipcache_rows args = {s.n_tokens,       s.stride(),       rows.k.data(), rows.v.data(),
-                                     rows.ones.data(), rows.ones.data(), tiers.data()};
+                                     rows.ones.data(), rows.ones.data(), tiers.data(),  nullptr};
     std::vector<uint8_t> segment(ggml_zipcache_segment_bytes(&f, s.n_tokens, tiers.data()));
     ggml_zipcache_quantize_kv_begin(&f, &args, segment.data());
     for (int head = 0; head < s.n_kv_heads; ++head) {
@@ -107,7 +107,8 @@ struct Layer {
 
     Layer(const Shape & s, const Rows & rows, const ggml_fp16_t * k, const ggml_fp16_t * v,
           const ggml_zipcache_format * f = nullptr, const uint8_t * data = nullptr)
-        : segment{f, data, rows.ones.data(), rows.ones.data(), nullptr, 0, 0, 0}, n_window(f ? 1 : s.stride()) {
+        : segment{f, data, rows.ones.data(), rows.ones.data(), nullptr, 0, 0, 0, nullptr},
+          n_window(f ? 1 : s.stride()) {
         const int64_t newest = f ? s.n_tokens * s.head_dim : 0;
         layer = {s.n_heads, s.n_kv_heads, s.head_dim, 1 / std::sqrt(float(s.head_dim)),
                  0,         s.stride(),   k + newest, v + newest,

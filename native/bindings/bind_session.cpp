@@ -32,14 +32,6 @@ Floats logits(const Session & session) {
     return Floats(py::ssize_t(values.size()), values.data());
 }
 
-py::dict kv_stats(const Session & session) {
-    const KvStats s = session.kv_stats();
-    using namespace py::literals;
-    return py::dict("bytes"_a = s.bytes, "elements"_a = s.elements, "bits"_a = s.bits, "ratio"_a = s.ratio,
-                    "n_tokens"_a = s.n_tokens, "compressed_bytes"_a = s.compressed_bytes,
-                    "compressed_elements"_a = s.compressed_elements, "compressed_bits"_a = s.compressed_bits);
-}
-
 py::dict stats(const Session & session) {
     const SessionStats s = session.stats();
     using namespace py::literals;
@@ -51,7 +43,8 @@ py::dict stats(const Session & session) {
 
 KvOptions kv_options(std::string policy, double bits, double ratio, int high_bits, int low_bits, std::string saliency,
                      std::string probes, double random_probes, double recent_probes, std::string keys,
-                     std::string values, bool rotate, bool per_head, int64_t window, int64_t recent, uint64_t seed) {
+                     std::string values, bool rotate, bool per_head, int group, double heavy, double newest, int rank,
+                     int window_rank, double outliers, int64_t window, int64_t recent, uint64_t seed) {
     const KvOptions options = {std::move(policy),
                                bits,
                                ratio,
@@ -65,11 +58,24 @@ KvOptions kv_options(std::string policy, double bits, double ratio, int high_bit
                                std::move(values),
                                rotate,
                                per_head,
+                               group,
+                               heavy,
+                               newest,
+                               rank,
+                               window_rank,
+                               outliers,
                                window,
                                recent,
                                seed};
     check_options(options);
     return options;
+}
+
+py::dict dict_of(const KvStats & s) {
+    using namespace py::literals;
+    return py::dict("bytes"_a = s.bytes, "elements"_a = s.elements, "bits"_a = s.bits, "ratio"_a = s.ratio,
+                    "n_tokens"_a = s.n_tokens, "compressed_bytes"_a = s.compressed_bytes,
+                    "compressed_elements"_a = s.compressed_elements, "compressed_bits"_a = s.compressed_bits);
 }
 
 // Every call may wait for another thread's call on the same session, which may wait for the interpreter: release it.
@@ -78,7 +84,8 @@ void bind_session(py::module_ & m) {
         .def(py::init(&kv_options), py::kw_only(), py::arg("policy"), py::arg("bits"), py::arg("ratio"),
              py::arg("high_bits"), py::arg("low_bits"), py::arg("saliency"), py::arg("probes"),
              py::arg("random_probes"), py::arg("recent_probes"), py::arg("keys"), py::arg("values"), py::arg("rotate"),
-             py::arg("per_head"), py::arg("window"), py::arg("recent"), py::arg("seed"));
+             py::arg("per_head"), py::arg("group"), py::arg("heavy"), py::arg("newest"), py::arg("rank"),
+             py::arg("window_rank"), py::arg("outliers"), py::arg("window"), py::arg("recent"), py::arg("seed"));
     using Unlocked = py::call_guard<py::gil_scoped_release>;
     py::class_<Session, std::shared_ptr<Session>>(m, "Session")
         .def_property_readonly("n_ctx", &Session::n_ctx)
@@ -88,7 +95,7 @@ void bind_session(py::module_ & m) {
         .def("logits", logits)
         .def("decode", &Session::decode, Unlocked())
         .def("score", score)
-        .def("kv_stats", kv_stats)
+        .def("kv_stats", [](const Session & session) { return dict_of(session.kv_stats()); })
         .def("stats", stats)
         .def(
             "fork", [](const Session & session) { return std::shared_ptr<Session>(session.fork()); }, Unlocked())

@@ -61,6 +61,7 @@ PYBIND11_MODULE(_core, m) {
     zipcache::bind_model(m);
     zipcache::bind_generate(m);
     zipcache::bind_bench(m);
+    zipcache::bind_trial(m);
     zipcache::bind_quantize(m);
     zipcache::bind_scores(m);
 }

@@ -168,7 +168,7 @@ void CudaCodec::choose_tiers(const Segment & s, int layer, const Rows & rows, in
     Temporary<float> saliency(n_ranks * n, stream);
     find_saliency(layer, first, n, scores, saliency.data());
     if (policy_->ranking == Ranking::top_ratio) {
-        top_ratio(saliency.data(), n_ranks, n, std::llround(policy_->options.ratio * double(n)), tier, stream);
+        top_ratio(saliency.data(), n_ranks, n, policy_->n_salient(n), tier, stream);
         return;
     }
     const int64_t width = int64_t(h_.n_kv_heads) * h_.head_dim;
@@ -190,7 +190,7 @@ size_t CudaCodec::bound(const ggml_zipcache_format & f, int64_t n) const {
     }
     const int n_orders = f.same_order ? 1 : h_.n_kv_heads;
     const bool ranks = policy_->ranking == Ranking::top_ratio;
-    const auto n_salient = static_cast<uint32_t>(ranks ? std::llround(policy_->options.ratio * double(n)) : n);
+    const auto n_salient = static_cast<uint32_t>(ranks ? policy_->n_salient(n) : n);
     std::vector<uint32_t> counts;
     for (int order = 0; order < n_orders; ++order) {
         counts.push_back(n_salient);
@@ -215,7 +215,8 @@ void CudaCodec::set_view(Segment & s) const {
               nullptr,
               ggml_zipcache_cuda_max_places(s.format, s.n_tokens),
               0,
-              s.n_tokens};
+              s.n_tokens,
+              nullptr};
 }
 
 // The tiers decide how long a segment is, and only the device knows them: it is written where there is room for any,
@@ -229,7 +230,8 @@ void CudaCodec::quantize(Segment & s, const Rows & rows, int64_t first, const ui
                                      rows.v + first * h_.head_dim,
                                      divisors(s, true, h_),
                                      divisors(s, false, h_),
-                                     tier};
+                                     tier,
+                                     nullptr};
     Temporary<uint8_t> workspace(ggml_zipcache_cuda_quantize_kv_workspace(s.format, s.n_tokens), stream);
     check(ggml_zipcache_cuda_quantize_kv(s.format, &args, room.data(), room.bytes(), workspace.data(),
                                          workspace.bytes(), stream),

@@ -11,7 +11,7 @@ namespace zipcache {
 namespace {
 
 constexpr char kMagic[] = {'Z', 'I', 'P', 'C', 'S', 'E', 'S', 'S'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr uint32_t kByteOrder = 0x01020304;
 constexpr size_t kHead = sizeof kMagic + 2 * sizeof(uint32_t), kTail = sizeof(uint64_t);  // bytes
 constexpr int64_t kMostTokens = UINT16_MAX;                         // of a segment: places are told in 16 bits
@@ -35,6 +35,12 @@ void each_option(Options & o, Visit visit) {
     visit(o.values);
     visit(o.rotate);
     visit(o.per_head);
+    visit(o.group);
+    visit(o.heavy);
+    visit(o.newest);
+    visit(o.rank);
+    visit(o.window_rank);
+    visit(o.outliers);
     visit(o.window);
     visit(o.recent);
     visit(o.seed);
@@ -100,12 +106,16 @@ uint64_t policy_hash(const Policy & p) {
         hash_side(hash, f->k, f->n_tiers);
         hash_side(hash, f->v, f->n_tiers);
     }
-    for (int number : {int(p.ranking), int(p.saliency), int(p.k_divisor), int(p.v_divisor)}) {
+    for (int number :
+         {int(p.ranking), int(p.saliency), int(p.k_divisor), int(p.v_divisor), int(p.prompts_only), int(p.corrects)}) {
         hash.value(number);
     }
-    hash.value(p.budget);
-    hash.value(p.n_window);
-    hash.value(p.n_recent);
+    for (double number : {p.budget, p.share, p.newest}) {
+        hash.value(number);
+    }
+    for (int64_t number : {p.n_always, p.pool, p.n_window, p.n_recent, p.n_whole}) {
+        hash.value(number);
+    }
     return hash.sum();
 }
 
@@ -160,17 +170,17 @@ std::vector<float> read_divisor(ByteReader & in, const HParams & h) {
     return divisor;
 }
 
-std::vector<float> read_weights(ByteReader & in, const HParams & h) {
-    auto weights = in.array<float>(h.n_kv_heads, "a head's weight");
+std::vector<float> read_weights(ByteReader & in, int64_t n, const char * what) {
+    auto weights = in.array<float>(n, what);
     if (!std::all_of(weights.begin(), weights.end(), [](float x) { return x >= 0 && std::isfinite(x); })) {
-        in.fail("a head's weight is negative or infinite");
+        in.fail(std::string(what) + " is negative or infinite");
     }
     return weights;
 }
 
 std::shared_ptr<Balance> read_balance(ByteReader & in, const Policy & policy, const HParams & h) {
     const auto present = in.value<uint8_t>("a balance");
-    if (present > (policy.k_divisor == Divisor::balance ? 1 : 0)) {
+    if (present > (policy.balances() ? 1 : 0)) {
         in.fail("a balance that the policy has not");
     }
     if (!present) {
@@ -178,9 +188,11 @@ std::shared_ptr<Balance> read_balance(ByteReader & in, const Policy & policy, co
     }
     Balance balance;
     balance.k_divisor = read_divisor(in, h);
-    balance.v_divisor = read_divisor(in, h);
-    balance.k_weight = read_weights(in, h);
-    balance.v_weight = read_weights(in, h);
+    if (policy.v_divisor == Divisor::balance) {
+        balance.v_divisor = read_divisor(in, h);
+        balance.k_weight = read_weights(in, h.n_kv_heads, "a head's weight");
+        balance.v_weight = read_weights(in, h.n_kv_heads, "a head's weight");
+    }
     return std::make_shared<Balance>(std::move(balance));
 }
 
@@ -238,7 +250,12 @@ void SessionFile::write_layer(ByteWriter & out, const KvCache & cache, const KvC
         }
         out.array(stored.k_divisor);
         out.array(stored.v_divisor);
+        out.array(stored.score);
         out.array(stored.data);
+        if (cache.policy_->corrects) {
+            out.value(static_cast<int64_t>(stored.correction.size()));
+            out.array(stored.correction);
+        }
     }
     std::vector<uint16_t> rows(cache.n_window_ * h.head_dim);
     for (const uint16_t * window : {layer.view.k, layer.view.v}) {
@@ -312,7 +329,7 @@ void SessionFile::read_cache(ByteReader & in, KvCache & cache, int64_t n_tokens)
 
 // first: the position of the window's first token.
 void SessionFile::read_slots(ByteReader & in, KvCache & cache, int64_t first) {
-    const bool wanted = cache.policy_->compresses && cache.policy_->wants_probes();
+    const bool wanted = cache.policy_->compresses && cache.policy_->wants_decode_probes();
     const int64_t capacity = wanted ? cache.policy_->window_capacity() : 0;
     const int64_t n = in.integer("the number of probes", wanted ? 1 : 0, capacity);
     cache.slot_positions_ = in.array<int64_t>(n, "its probes");
@@ -381,7 +398,7 @@ SegmentUse SessionFile::read_segment(ByteReader & in, const KvCache & cache, con
     segment->policy = cache.policy_;
     segment->format = &policy.format_for(n_tokens);
     segment->n_tokens = n_tokens;
-    if (policy.k_divisor == Divisor::balance && !layer.balance) {
+    if (policy.balances() && !layer.balance) {
         in.fail("a segment without its balance");
     }
     segment->balance = layer.balance;
@@ -392,10 +409,21 @@ SegmentUse SessionFile::read_segment(ByteReader & in, const KvCache & cache, con
     if (policy.v_divisor == Divisor::normalizer) {
         stored.v_divisor = read_divisor(in, *cache.h_);
     }
+    if (policy.ranking == Ranking::evict) {
+        stored.score = read_weights(in, n_tokens, "a token's score");
+    }
     stored.data = in.array<uint8_t, PageVector<uint8_t>>(n_bytes, "a segment");
     if (const char * error =
             ggml_zipcache_segment_error(segment->format, n_tokens, stored.data.data(), stored.data.size())) {
         in.fail(error);
+    }
+    if (policy.corrects) {
+        const int64_t size = in.integer("a correction's size", 0, kAnyCount);
+        stored.correction = in.array<uint8_t, PageVector<uint8_t>>(size, "a correction");
+        if (const char * error = ggml_zipcache_correction_error(segment->format, n_tokens, stored.correction.data(),
+                                                                stored.correction.size())) {
+            in.fail(error);
+        }
     }
     cache.codec_->restore(*segment, std::move(stored));
     SegmentUse use = {std::move(segment), position, 0, n_tokens, nullptr};

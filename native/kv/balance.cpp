@@ -41,6 +41,15 @@ std::vector<float> spread(const std::vector<float> & x, int64_t n, int dim, int6
     return result;
 }
 
+// Largest magnitude of each channel.
+std::vector<float> largest(const std::vector<float> & x, int dim) {
+    std::vector<float> most(dim, kLeast);
+    for (size_t i = 0; i < x.size(); ++i) {
+        most[i % dim] = std::max(most[i % dim], std::fabs(x[i]));
+    }
+    return most;
+}
+
 // Root mean square of each channel of the probe queries of a KV head.
 std::vector<float> query_size(const Probes & probes, int head, const HParams & h) {
     const int dim = h.head_dim, group = h.n_heads / h.n_kv_heads;
@@ -160,18 +169,32 @@ Balance find_balance(const Rows & rows, int64_t first, int64_t n, const Probes &
     return balance;
 }
 
-std::vector<float> find_normalizer(const Rows & rows, int64_t first, int64_t n, const HParams & h) {
-    const int dim = h.head_dim;
-    std::vector<float> normalizer(size_t(h.n_kv_heads) * dim, kLeast);
+Balance find_peaks(const Rows & rows, int64_t first, int64_t n, const Probes & probes, const HParams & h) {
+    const int dim = h.head_dim, group = h.n_heads / h.n_kv_heads;
+    Balance balance;
     for (int head = 0; head < h.n_kv_heads; ++head) {
-        const auto v = floats(rows.v, head, rows, first, n, dim);
-        for (int64_t i = 0; i < n * dim; ++i) {
-            float & most = normalizer[head * dim + i % dim];
-            most = std::max(most, std::fabs(v[i]));
+        const auto k = largest(floats(rows.k, head, rows, first, n, dim), dim);
+        std::vector<float> queries;
+        for (int64_t i = 0; i < probes.size(); ++i) {
+            const float * q = probes.q + (i * h.n_heads + int64_t(head) * group) * dim;
+            queries.insert(queries.end(), q, q + int64_t(group) * dim);
+        }
+        const auto q = queries.empty() ? std::vector<float>(dim, 1.0f) : largest(queries, dim);
+        for (int c = 0; c < dim; ++c) {
+            balance.k_divisor.push_back(std::sqrt(k[c] / q[c]));
         }
     }
-    for (float & c : normalizer) {
-        c = std::sqrt(c);
+    return balance;
+}
+
+std::vector<float> find_normalizer(const Rows & rows, int64_t first, int64_t n, const HParams & h) {
+    const int dim = h.head_dim;
+    std::vector<float> normalizer;
+    normalizer.reserve(size_t(h.n_kv_heads) * dim);
+    for (int head = 0; head < h.n_kv_heads; ++head) {
+        for (float most : largest(floats(rows.v, head, rows, first, n, dim), dim)) {
+            normalizer.push_back(std::sqrt(most));
+        }
     }
     return normalizer;
 }

@@ -10,7 +10,9 @@ namespace zipcache {
 struct StoredSegment {
     std::vector<float> k_divisor;  // [n_kv_heads, head_dim] of this segment alone, or empty
     std::vector<float> v_divisor;
-    PageVector<uint8_t> data;  // ggml/src/format.h
+    std::vector<float> score;        // [n_tokens], or empty
+    PageVector<uint8_t> data;        // ggml/src/format.h
+    PageVector<uint8_t> correction;  // ggml/src/correction.h, or empty
 };
 
 // Turns rows into segments and back, where they lie. Immutable.
@@ -22,6 +24,8 @@ class SegmentCodec {
     virtual std::shared_ptr<const Segment> compress(int layer, const Rows & rows, int64_t first, int64_t n,
                                                     const Probes & probes, std::shared_ptr<const Balance> balance,
                                                     const Parallel & parallel) const = 0;
+    // What stays of a run of tokens, where the policy evicts.
+    virtual std::shared_ptr<const Segment> keep(const Rows & rows, Kept kept, const Parallel & parallel) const;
     // The token of each place: u16, as ggml_zipcache_segment::position has them.
     virtual std::shared_ptr<const Bytes> places(const Segment & segment) const = 0;
     // Tokens [first, last) of a segment as rows, without the evicted ones, which are the same in every head.

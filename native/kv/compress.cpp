@@ -9,20 +9,13 @@
 namespace zipcache {
 namespace {
 
-// Tier 0 for the most salient `ratio` of each ranking, tier 1 for the rest; the older one first among equals.
-std::vector<uint8_t> top_ratio(const std::vector<float> & saliency, int64_t n, double ratio) {
-    std::vector<uint8_t> tiers(saliency.size(), 1);
-    const int64_t n_salient = std::llround(ratio * double(n));
+// Tier 0 for the newest n_always of each ranking of n and the n_salient most salient others, tier 1 for the rest.
+std::vector<uint8_t> top_ratio(const std::vector<float> & saliency, int64_t n, int64_t n_salient, int64_t n_always) {
+    std::vector<uint8_t> tiers;
     for (size_t rank = 0; rank < saliency.size(); rank += n) {
-        std::vector<int64_t> order(n);
-        std::iota(order.begin(), order.end(), 0);
-        std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-            const float x = saliency[rank + a], y = saliency[rank + b];
-            return x > y || (x == y && a < b);
-        });
-        for (int64_t i = 0; i < n_salient; ++i) {
-            tiers[rank + order[i]] = 0;
-        }
+        const auto chosen = most_salient(&saliency[rank], n, n_salient, n_always);
+        std::transform(chosen.begin(), chosen.end(), std::back_inserter(tiers),
+                       [](uint8_t is_chosen) { return uint8_t(is_chosen ? 0 : 1); });
     }
     return tiers;
 }
@@ -75,27 +68,30 @@ void squared_ranges(const Rows & rows, int64_t first, int64_t n, int head, const
 }  // namespace
 
 const float * Segment::keys_divisor() const {
-    return balance ? balance->k_divisor.data() : k_divisor.empty() ? nullptr : k_divisor.data();
+    const auto & divisor = balance ? balance->k_divisor : k_divisor;
+    return divisor.empty() ? nullptr : divisor.data();
 }
 
 const float * Segment::values_divisor() const {
-    return balance ? balance->v_divisor.data() : v_divisor.empty() ? nullptr : v_divisor.data();
+    const auto & divisor = balance ? balance->v_divisor : v_divisor;
+    return divisor.empty() ? nullptr : divisor.data();
 }
 
 size_t Segment::bytes() const {
-    return sizeof(Segment) + page_bytes(data.capacity()) +
-           sizeof(float) * (k_divisor.capacity() + v_divisor.capacity()) + device_data.size() + device_divisors.size();
+    return sizeof(Segment) + page_bytes(data.capacity()) + page_bytes(correction.capacity()) +
+           sizeof(float) * (k_divisor.capacity() + v_divisor.capacity() + score.capacity()) + device_data.size() +
+           device_divisors.size();
 }
 
 std::vector<uint8_t> Compressor::choose_tiers(const ggml_zipcache_format & format, const Rows & rows, int64_t first,
                                               int64_t n, const Scores & scores, const Balance * balance, uint64_t seed,
                                               const Parallel & parallel) const {
-    if (policy_->ranking == Ranking::none) {
+    if (scores.n == 0) {
         return std::vector<uint8_t>(n);
     }
     auto saliency = saliency_of(*policy_, scores, h_, seed);
     if (policy_->ranking == Ranking::top_ratio) {
-        return top_ratio(saliency, n, policy_->options.ratio);
+        return top_ratio(saliency, n, policy_->n_salient(n), policy_->n_newest(n));
     }
     const double mean = std::accumulate(saliency.begin(), saliency.end(), 0.0) / double(saliency.size());
     const auto floor = float(0.01 * mean + 1e-30);  // so that nothing is worthless
@@ -114,16 +110,65 @@ std::vector<uint8_t> Compressor::choose_tiers(const ggml_zipcache_format & forma
     return water_fill(format, costs, policy_->budget);
 }
 
+std::shared_ptr<Segment> Compressor::begin_segment(int64_t n_tokens) const {
+    auto segment = std::make_shared<Segment>();
+    segment->policy = policy_;
+    segment->format = &policy_->format_for(n_tokens);
+    segment->n_tokens = n_tokens;
+    return segment;
+}
+
+void Compressor::quantize(Segment & segment, const Rows & rows, int64_t first, const uint8_t * tier,
+                          const uint32_t * row, const Parallel & parallel) const {
+    const ggml_zipcache_format & f = *segment.format;
+    const ggml_zipcache_rows args = {segment.n_tokens,
+                                     rows.stride,
+                                     rows.k + first * h_.head_dim,
+                                     rows.v + first * h_.head_dim,
+                                     segment.keys_divisor(),
+                                     segment.values_divisor(),
+                                     tier,
+                                     row};
+    segment.data.resize(ggml_zipcache_segment_bytes(&f, segment.n_tokens, tier));
+    ggml_zipcache_quantize_kv_begin(&f, &args, segment.data.data());
+    parallel(h_.n_kv_heads, [&](int head) { ggml_zipcache_quantize_kv_head(&f, &args, head, segment.data.data()); });
+}
+
+// The codes are of rows whose outliers are drawn in; the correction brings them back.
+void Compressor::quantize_corrected(Segment & segment, const Rows & rows, int64_t first, const uint8_t * tier,
+                                    const Parallel & parallel) const {
+    const ggml_zipcache_format & f = *segment.format;
+    const int64_t n = segment.n_tokens, offset = first * h_.head_dim;
+    const size_t size = size_t(h_.n_kv_heads) * n * h_.head_dim;
+    const auto share = static_cast<float>(policy_->options.outliers);
+    std::vector<uint16_t> k(size), v(size);
+    std::vector<uint8_t> k_mark(size), v_mark(size);
+    const ggml_zipcache_rows args = {n, rows.stride, rows.k + offset, rows.v + offset, nullptr, nullptr, tier, nullptr};
+    ggml_zipcache_mark_outliers(&f, &args, share, k.data(), v.data(), k_mark.data(), v_mark.data());
+    quantize(segment, {n, n, k.data(), v.data(), 0}, 0, tier, nullptr, parallel);
+    const int rank = policy_->rank(n);
+    segment.correction.resize(ggml_zipcache_correction_bytes(&f, n, rank, share));
+    uint8_t * to = segment.correction.data();
+    ggml_zipcache_correct_kv_begin(&f, n, rank, k_mark.data(), v_mark.data(), to);
+    parallel(h_.n_kv_heads, [&](int head) {
+        ggml_zipcache_correct_kv_head(&f, &args, segment.data.data(), k_mark.data(), v_mark.data(), head, to);
+    });
+}
+
+std::shared_ptr<Segment> Compressor::keep(const Rows & rows, Kept kept, const Parallel & parallel) const {
+    auto segment = begin_segment(static_cast<int64_t>(kept.tier.size()));
+    quantize(*segment, rows, 0, kept.tier.data(), kept.row.data(), parallel);
+    segment->score = std::move(kept.score);
+    return segment;
+}
+
 std::shared_ptr<Segment> Compressor::compress(int layer, const Rows & rows, int64_t first, int64_t n,
                                               const Probes & probes, std::shared_ptr<const Balance> balance,
                                               const Parallel & parallel) const {
-    auto segment = std::make_shared<Segment>();
-    segment->policy = policy_;
-    segment->format = &policy_->format_for(n);
-    segment->n_tokens = n;
-    const ggml_zipcache_format & f = *segment->format;
+    auto segment = begin_segment(n);
     Scores scores;
-    if (policy_->ranking != Ranking::none) {
+    const bool decoded = policy_->prompts_only && probes.size() == 0;
+    if (policy_->ranking != Ranking::none && !decoded) {
         scores = score_rows(rows, first, n, probes, h_, parallel);
     }
     if (policy_->k_divisor == Divisor::balance) {
@@ -131,21 +176,20 @@ std::shared_ptr<Segment> Compressor::compress(int layer, const Rows & rows, int6
                                    : std::make_shared<Balance>(
                                          find_balance(rows, first, n, probes, scores, norms_.of(layer), h_, parallel));
     }
+    if (policy_->k_divisor == Divisor::peaks) {
+        segment->balance =
+            balance ? std::move(balance) : std::make_shared<Balance>(find_peaks(rows, first, n, probes, h_));
+    }
     if (policy_->v_divisor == Divisor::normalizer) {
         segment->v_divisor = find_normalizer(rows, first, n, h_);
     }
-    const auto tiers =
-        choose_tiers(f, rows, first, n, scores, segment->balance.get(), compression_seed(layer, n), parallel);
-    const ggml_zipcache_rows args = {n,
-                                     rows.stride,
-                                     rows.k + first * h_.head_dim,
-                                     rows.v + first * h_.head_dim,
-                                     segment->keys_divisor(),
-                                     segment->values_divisor(),
-                                     tiers.data()};
-    segment->data.resize(ggml_zipcache_segment_bytes(&f, n, tiers.data()));
-    ggml_zipcache_quantize_kv_begin(&f, &args, segment->data.data());
-    parallel(h_.n_kv_heads, [&](int head) { ggml_zipcache_quantize_kv_head(&f, &args, head, segment->data.data()); });
+    const auto tiers = choose_tiers(*segment->format, rows, first, n, scores, segment->balance.get(),
+                                    compression_seed(layer, n), parallel);
+    if (policy_->corrects) {
+        quantize_corrected(*segment, rows, first, tiers.data(), parallel);
+    } else {
+        quantize(*segment, rows, first, tiers.data(), nullptr, parallel);
+    }
     return segment;
 }
 

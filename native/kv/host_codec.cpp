@@ -13,7 +13,8 @@ void set_view(Segment & s) {
               nullptr,
               ggml_zipcache_segment_places(s.format, s.data.data()),
               0,
-              s.n_tokens};
+              s.n_tokens,
+              s.correction.empty() ? nullptr : s.correction.data()};
 }
 
 }  // namespace
@@ -22,6 +23,12 @@ std::shared_ptr<const Segment> HostCodec::compress(int layer, const Rows & rows,
                                                    const Probes & probes, std::shared_ptr<const Balance> balance,
                                                    const Parallel & parallel) const {
     auto segment = compressor_.compress(layer, rows, first, n, probes, std::move(balance), parallel);
+    set_view(*segment);
+    return segment;
+}
+
+std::shared_ptr<const Segment> HostCodec::keep(const Rows & rows, Kept kept, const Parallel & parallel) const {
+    auto segment = compressor_.keep(rows, std::move(kept), parallel);
     set_view(*segment);
     return segment;
 }
@@ -40,6 +47,9 @@ std::vector<int64_t> HostCodec::dequantize(const Segment & s, int64_t first, int
         const int64_t row = head * stride * dim;
         ggml_zipcache_dequantize_kv(s.format, s.data.data(), head, first, n, s.keys_divisor(), s.values_divisor(),
                                     k + row, v + row, &kept[head * n]);
+        if (s.view.correction) {
+            ggml_zipcache_correct_rows(s.format, s.view.correction, head, first, n, k + row, v + row);
+        }
     });
     std::vector<int64_t> tokens;
     tokens.reserve(n);
@@ -62,13 +72,15 @@ size_t HostCodec::most_bytes(int64_t n_tokens) const {
 }
 
 StoredSegment HostCodec::store(const Segment & s) const {
-    return {s.k_divisor, s.v_divisor, s.data};
+    return {s.k_divisor, s.v_divisor, s.score, s.data, s.correction};
 }
 
 void HostCodec::restore(Segment & s, StoredSegment stored) const {
     s.k_divisor = std::move(stored.k_divisor);
     s.v_divisor = std::move(stored.v_divisor);
+    s.score = std::move(stored.score);
     s.data = std::move(stored.data);
+    s.correction = std::move(stored.correction);
     set_view(s);
 }
 

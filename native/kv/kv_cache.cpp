@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "common/error.h"
+#include "kv/evict.h"
 
 namespace zipcache {
 namespace {
@@ -204,9 +205,8 @@ PrefillRows KvCache::begin_prefill(int layer, int64_t n_new, const Parallel & pa
         scratch_ = Window();
         scratch_ = allocate(whole_blocks(n_past + n_new));
     }
-    PrefillRows rows = copy_past(layer, scratch_, parallel);
-    past_rows_ = rows.n_past;
-    return rows;
+    past_ = copy_past(layer, scratch_, parallel);
+    return past_;
 }
 
 void KvCache::end_prefill(int index, int64_t n_new, const std::vector<int64_t> & probes, const float * probe_q,
@@ -215,29 +215,35 @@ void KvCache::end_prefill(int index, int64_t n_new, const std::vector<int64_t> &
         return;
     }
     Layer & layer = layers_[index];
-    const int64_t n_rows = past_rows_ + n_new, n_open = n_window_ + n_new;
+    const int64_t n_rows = past_.n_past + n_new, n_open = n_window_ + n_new;
+    const bool is_full = n_open >= policy_->window_capacity();
+    Probes p;
+    for (int64_t probe : probes) {
+        p.row.push_back(past_.n_past + probe);
+    }
+    p.q = probe_q;
+    if (policy_->ranking == Ranking::evict && (is_full || !layer.segments.empty())) {
+        layer.made = evict(index, n_new, p, parallel);
+        return;
+    }
     const int64_t sliding = h_->window_of(index);
     const Rows rows = {n_rows, scratch_.capacity(), data_of(scratch_.k), data_of(scratch_.v),
                        static_cast<int>(sliding)};
     Made made;
     made.balance = layer.balance;
     made.n_window = n_open;
-    if (n_open >= policy_->window_capacity()) {
+    if (is_full) {
         made.n_window = policy_->n_recent;
-        int64_t n = n_open - made.n_window;
+        int64_t n = policy_->whole(n_open - made.n_window);
+        made.n_window = n_open - n;
         if (sliding > 0) {  // what the next token cannot see any more
             n = std::min(n, std::max<int64_t>(0, sliding - 1 - made.n_window));
         }
         const int64_t first = n_rows - made.n_window - n;
-        Probes p;
-        for (int64_t probe : probes) {
-            p.row.push_back(past_rows_ + probe);
-        }
-        p.q = probe_q;
         if (n > 0) {
             auto segment = codec_->compress(index, rows, first, n, p, layer.balance, parallel);
             made.balance = segment->balance;
-            made.segment = SegmentUse{std::move(segment), n_tokens_ + n_new - made.n_window - n, 0, n, nullptr};
+            made.segments.push_back({std::move(segment), n_tokens_ + n_new - made.n_window - n, 0, n, nullptr});
         }
     }
     keep_window(made, rows, n_rows - made.n_window);
@@ -262,9 +268,10 @@ void KvCache::commit(int64_t n_new) {
         Made & made = *layer.made;
         copy_rows(made.k.as<uint16_t>(), n_window, data_of(layer.window.k), layer.view.capacity, n_window);
         copy_rows(made.v.as<uint16_t>(), n_window, data_of(layer.window.v), layer.view.capacity, n_window);
-        if (made.segment) {
-            layer.segments.push_back(std::move(*made.segment));
+        if (made.replaces) {
+            layer.segments.clear();
         }
+        std::move(made.segments.begin(), made.segments.end(), std::back_inserter(layer.segments));
         layer.balance = std::move(made.balance);
         layer.made.reset();
         refresh(i);
@@ -282,7 +289,7 @@ void KvCache::abandon() {
 // Which of the coming decode steps are probes: their queries are kept until the window they see is compressed.
 void KvCache::choose_slots() {
     slot_positions_.clear();
-    if (!policy_->compresses || !policy_->wants_probes()) {
+    if (!policy_->compresses || !policy_->wants_decode_probes()) {
         return;
     }
     const int64_t n = std::max<int64_t>(1, policy_->window_capacity() - n_window_);
@@ -346,8 +353,72 @@ Probes KvCache::recorded_probes(int index, std::vector<float> & queries) const {
     return probes;
 }
 
+// The attention that each row of a layer has got so far: before the last compression, from the decode steps since, and
+// from the probes of a prompt. position: of each row in the context.
+std::vector<float> KvCache::scores_of(int index, const Rows & rows, const std::vector<int64_t> & position,
+                                      const Probes & probes, const Parallel & parallel) const {
+    std::vector<float> score(rows.n);
+    auto use = layers_[index].segments.begin();
+    for (int64_t i = 0; i < past_.n_past - n_window_; ++i) {
+        while (position[i] >= use->position + use->last_seen) {
+            ++use;
+        }
+        score[i] = use->segment->score[position[i] - use->position];
+    }
+    std::vector<float> queries;
+    Probes recorded = recorded_probes(index, queries);
+    for (int64_t & row : recorded.row) {
+        row += past_.n_past - n_window_;
+    }
+    for (const Probes * some : {static_cast<const Probes *>(&recorded), &probes}) {
+        if (some->size() > 0) {
+            const Scores got = score_rows(rows, 0, rows.n, *some, *h_, parallel);
+            const auto sum = saliency_of(*policy_, got, *h_, 0);
+            std::transform(sum.begin(), sum.end(), score.begin(), score.begin(), std::plus<>());
+        }
+    }
+    return score;
+}
+
+// The rows are those of begin_prefill() and n_new more. New segments take the place of the old ones, which other caches
+// may share.
+KvCache::Made KvCache::evict(int index, int64_t n_new, const Probes & probes, const Parallel & parallel) const {
+    const Layer & layer = layers_[index];
+    const int64_t sliding = h_->window_of(index), n_open = n_window_ + n_new, n_tokens = n_tokens_ + n_new;
+    const Rows rows = {past_.n_past + n_new, scratch_.capacity(), data_of(scratch_.k), data_of(scratch_.v),
+                       static_cast<int>(sliding)};
+    Made made;
+    made.replaces = true;
+    made.n_window = std::min(policy_->n_recent, n_open);
+    Contest contest = {std::vector<int64_t>(rows.n), {}, n_tokens - n_open, n_tokens - made.n_window};
+    for (int64_t i = 0; i < rows.n; ++i) {
+        const bool told = i < past_.n_past && !past_.past.empty();
+        contest.position[i] = n_tokens_ + (told ? past_.past[i] : i - past_.n_past);
+    }
+    contest.score = scores_of(index, rows, contest.position, probes, parallel);
+    if (!layer.segments.empty()) {
+        contest.begin = layer.segments.front().position + layer.segments.front().first_seen;
+    }
+    if (sliding > 0) {  // what the next token cannot see any more
+        contest.begin = std::max(contest.begin, n_tokens + 1 - sliding);
+    }
+    int64_t begin = contest.begin;
+    for (Kept & kept : hold(*policy_, contest)) {
+        const auto n = static_cast<int64_t>(kept.tier.size());
+        made.segments.push_back({codec_->keep(rows, std::move(kept), parallel), begin, 0, n, nullptr});
+        begin += n;
+    }
+    keep_window(made, rows, rows.n - made.n_window);
+    return made;
+}
+
 void KvCache::compress_window(int index, const Parallel & parallel) {
     Layer & layer = layers_[index];
+    if (policy_->ranking == Ranking::evict) {
+        begin_prefill(index, 0, parallel);
+        layer.made = evict(index, 0, {}, parallel);
+        return;
+    }
     const int64_t n = policy_->n_window;
     const Rows rows = {n_window_, layer.view.capacity, layer.view.k, layer.view.v, h_->window_of(index)};
     std::vector<float> queries;
@@ -355,7 +426,7 @@ void KvCache::compress_window(int index, const Parallel & parallel) {
     Made made;
     auto segment = codec_->compress(index, rows, 0, n, probes, layer.balance, parallel);
     made.balance = segment->balance;
-    made.segment = SegmentUse{std::move(segment), n_tokens_ - n_window_, 0, n, nullptr};
+    made.segments.push_back({std::move(segment), n_tokens_ - n_window_, 0, n, nullptr});
     made.n_window = n_window_ - n;
     keep_window(made, rows, n);
     layer.made = std::move(made);

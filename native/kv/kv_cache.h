@@ -103,7 +103,8 @@ class KvCache {
         Bytes log_sum;  // [n_slots, n_heads] f32
     };
     struct Made {  // by a prefill, until commit()
-        std::optional<SegmentUse> segment;
+        std::vector<SegmentUse> segments;
+        bool replaces = false;  // all segments that were there before; else they come behind them
         std::shared_ptr<const Balance> balance;
         Bytes k, v;  // [n_kv_heads, n_window, head_dim] f16
         int64_t n_window = 0;
@@ -128,6 +129,9 @@ class KvCache {
     void hide(SegmentUse & use, int64_t first_seen, int64_t last_seen) const;
     PrefillRows copy_past(int layer, const Window & to, const Parallel & parallel) const;
     void keep_window(Made & made, const Rows & rows, int64_t first) const;
+    Made evict(int layer, int64_t n_new, const Probes & probes, const Parallel & parallel) const;
+    std::vector<float> scores_of(int layer, const Rows & rows, const std::vector<int64_t> & position,
+                                 const Probes & probes, const Parallel & parallel) const;
     void compress_window(int layer, const Parallel & parallel);
     Probes recorded_probes(int layer, std::vector<float> & queries) const;  // which hold them
     void choose_slots();
@@ -145,7 +149,7 @@ class KvCache {
     uint64_t version_ = 0;
     std::vector<Layer> layers_;
     Window scratch_;                       // rows of the layer that a prefill is at
-    int64_t past_rows_ = 0;                // of them, those that were there before
+    PrefillRows past_;                     // of them, those that were there before
     std::vector<int64_t> slot_positions_;  // [n_slots] rising: the tokens in the context that are probes
 };
 

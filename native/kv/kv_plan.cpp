@@ -17,13 +17,17 @@ size_t segment_bytes(const Policy & policy, const HParams & h, int64_t n) {
     }
     const ggml_zipcache_format & format = policy.format_for(n);
     std::vector<uint8_t> tiers(format.same_order ? n : h.n_kv_heads * n);
-    if (policy.ranking == Ranking::top_ratio) {
-        const int64_t n_salient = std::llround(policy.options.ratio * double(n));
+    if (policy.ranking == Ranking::top_ratio || policy.ranking == Ranking::evict) {
+        const int64_t n_high = std::min(n, policy.n_salient(n) + policy.n_newest(n));
         for (size_t rank = 0; rank < tiers.size(); rank += n) {
-            std::fill(tiers.begin() + int64_t(rank) + n_salient, tiers.begin() + int64_t(rank) + n, uint8_t(1));
+            std::fill(tiers.begin() + int64_t(rank) + n_high, tiers.begin() + int64_t(rank) + n, uint8_t(1));
         }
     }
-    return ggml_zipcache_segment_bytes(&format, n, tiers.data());
+    size_t bytes = ggml_zipcache_segment_bytes(&format, n, tiers.data());
+    if (policy.corrects) {
+        bytes += ggml_zipcache_correction_bytes(&format, n, policy.rank(n), float(policy.options.outliers));
+    }
+    return bytes + (policy.ranking == Ranking::evict ? n * sizeof(float) : 0);  // and their scores
 }
 
 }  // namespace
@@ -38,7 +42,7 @@ KvPlan plan_kv(const Policy & policy, const HParams & h, int64_t n_tokens) {
     plan.prefill_bytes = row * n_tokens;
     plan.cache_bytes = row * h.n_layers * policy.window_capacity();
     for (int layer = 0; layer < h.n_layers; ++layer) {
-        int64_t n = n_tokens < policy.window_capacity() ? 0 : n_tokens - policy.n_recent;
+        int64_t n = n_tokens < policy.window_capacity() ? 0 : policy.whole(n_tokens - policy.n_recent);
         if (const int64_t sliding = h.window_of(layer); sliding > 0) {
             n = std::min(n, std::max<int64_t>(0, sliding - 1 - policy.n_recent));
         }

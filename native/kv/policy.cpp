@@ -8,7 +8,9 @@
 namespace zipcache {
 namespace {
 
-constexpr int kBlock = 32;  // channels, groupwise
+constexpr int kBlock = 32;       // channels, groupwise
+constexpr int64_t kNewest = 32;  // tokens that SnapKV keeps besides
+constexpr int64_t kPool = 7;     // of SnapKV
 
 template <class T>
 [[noreturn]] void refuse(const char * name, const T & value, const std::string & accepted) {
@@ -38,13 +40,18 @@ void check_range(const char * name, double value, double least, double most) {
     }
 }
 
-enum class Name { automatic, zipcache, uniform, q8_0, q4_0, f16 };
+enum class Name { automatic, zipcache, uniform, kivi, mikv, h2o, snapkv, gear, q8_0, q4_0, f16 };
 
 Name name_of(const KvOptions & o) {
     return one_of<Name>("policy", o.policy,
                         {{"auto", Name::automatic},
                          {"zipcache", Name::zipcache},
                          {"uniform", Name::uniform},
+                         {"kivi", Name::kivi},
+                         {"mikv", Name::mikv},
+                         {"h2o", Name::h2o},
+                         {"snapkv", Name::snapkv},
+                         {"gear", Name::gear},
                          {"q8_0", Name::q8_0},
                          {"q4_0", Name::q4_0},
                          {"f16", Name::f16}});
@@ -60,6 +67,12 @@ Saliency saliency_named(const KvOptions & o) {
 
 void check_bits(const KvOptions & o, Name name) {
     if (o.bits == 0) {
+        return;
+    }
+    if (name == Name::kivi || name == Name::gear) {
+        if (o.bits != 2 && o.bits != 4) {
+            refuse("bits", o.bits, "2 or 4 for the policy " + o.policy);
+        }
         return;
     }
     if (name != Name::automatic && name != Name::uniform) {
@@ -80,12 +93,13 @@ ggml_zipcache_side side_of(ggml_zipcache_scope scope, ggml_zipcache_params param
     return side;
 }
 
-ggml_zipcache_side groupwise(const HParams & h, ggml_zipcache_params params) {
-    if (h.head_dim % kBlock != 0) {
-        throw ArgumentError("the KV policy stores blocks of 32 channels, and the model's heads have " +
-                            std::to_string(h.head_dim) + "; accepted: multiples of 32");
+ggml_zipcache_side groupwise(const HParams & h, ggml_zipcache_params params, int block = kBlock) {
+    if (h.head_dim % block != 0) {
+        const auto size = std::to_string(block);
+        throw ArgumentError("the KV policy stores blocks of " + size + " channels, and the model's heads have " +
+                            std::to_string(h.head_dim) + "; accepted: multiples of " + size);
     }
-    return side_of(GGML_ZIPCACHE_SCOPE_TOKEN, params, kBlock);
+    return side_of(GGML_ZIPCACHE_SCOPE_TOKEN, params, block);
 }
 
 ggml_zipcache_format format_of(const HParams & h, const ggml_zipcache_side & k, const ggml_zipcache_side & v) {
@@ -150,6 +164,82 @@ std::vector<Tier> every_pair(const std::vector<int> & k, const std::vector<int> 
     return tiers;
 }
 
+// Keys by channel over groups of tokens, values by token over groups of channels. Its groups are always whole.
+void kivi(const KvOptions & o, const HParams & h, Policy & p) {
+    const int bits = o.bits != 0 ? static_cast<int>(o.bits) : 2;
+    auto k = side_of(GGML_ZIPCACHE_SCOPE_GROUP, GGML_ZIPCACHE_PARAMS_F16_PAIR, 0);
+    auto v = groupwise(h, GGML_ZIPCACHE_PARAMS_F16_PAIR, o.group);
+    k.bits[0] = v.bits[0] = bits;
+    p.prompt = format_of(h, k, v);
+    p.prompt.group = o.group;
+    p.window = p.prompt;
+    p.n_whole = o.group;
+}
+
+// Tokenwise in two tiers by the attention that tokens got from all rows; outliers of keys are moved to the query.
+void mikv(const KvOptions & o, const HParams & h, Policy & p) {
+    KvOptions tokenwise = o;
+    tokenwise.keys = tokenwise.values = "tokenwise";
+    p.ranking = Ranking::top_ratio;
+    p.saliency = Saliency::accumulated;
+    p.share = o.ratio;
+    paper(tokenwise, h, {o.high_bits, o.low_bits}, p);
+    p.k_divisor = Divisor::peaks;
+}
+
+// Tokens stay as they are or go.
+void evicting(const KvOptions & o, const HParams & h, Policy & p) {
+    auto side = side_of(GGML_ZIPCACHE_SCOPE_GROUP, GGML_ZIPCACHE_PARAMS_F16_PAIR, 0);
+    side.bits[0] = 16;
+    p.prompt = format_of(h, side, side);
+    p.prompt.n_tiers = 2;
+    p.window = p.prompt;
+    p.saliency = Saliency::accumulated;
+    p.share = o.heavy;
+}
+
+void h2o(const KvOptions & o, const HParams & h, Policy & p) {
+    evicting(o, h, p);
+    p.ranking = Ranking::evict;
+    p.newest = o.newest;
+}
+
+void snapkv(const KvOptions & o, const HParams & h, Policy & p) {
+    evicting(o, h, p);
+    p.ranking = Ranking::top_ratio;
+    p.n_always = kNewest;
+    p.pool = kPool;
+    p.prompts_only = true;
+}
+
+// Uniform codes, keys by channel and values by token, and what corrects them.
+void gear(const KvOptions & o, const HParams & h, Policy & p) {
+    KvOptions plain = o;
+    plain.keys = "channelwise";
+    plain.values = "tokenwise";
+    plain.rotate = false;
+    paper(plain, h, {o.bits != 0 ? static_cast<int>(o.bits) : 4}, p);
+    p.corrects = true;
+}
+
+std::string own_probes(Name name) {
+    switch (name) {
+        // the score of their papers is a sum over all rows: a sample would add noise that is not theirs
+        case Name::mikv:
+        case Name::h2o: return "all";
+        case Name::snapkv: return "newest32";
+        default: return "random+recent";
+    }
+}
+
+int64_t own_window(const KvOptions & o, Name name) {
+    return name == Name::kivi ? 2 * o.group : name == Name::gear ? 64 : 100;
+}
+
+int64_t own_recent(Name name) {
+    return name == Name::automatic ? 64 : name == Name::kivi ? 128 : 0;
+}
+
 // METHOD section 8: balance, then rotate; bits by water-filling.
 void automatic(const KvOptions & o, const HParams & h, Policy & p) {
     p.budget = o.bits != 0 ? o.bits : 3.3;
@@ -195,14 +285,46 @@ void check_options(const KvOptions & o) {
     if (o.window == 0) {
         refuse("window", o.window, "1 to 4096");
     }
+    check_range("heavy", o.heavy, 0, 1);
+    check_range("newest", o.newest, 0, 1);
+    check_range("rank", o.rank, 0, GGML_ZIPCACHE_MAX_RANK);
+    check_range("window_rank", o.window_rank, 0, GGML_ZIPCACHE_MAX_RANK);
+    check_range("outliers", o.outliers, 0, 0.2);
+    if (o.group != 32 && o.group != 64) {
+        refuse("group", o.group, "32, 64");
+    }
+    if (name == Name::kivi && o.window > 0 && o.window % o.group != 0) {
+        refuse("window", o.window, "multiples of the group of " + std::to_string(o.group) + " for the policy kivi");
+    }
     saliency_named(o);
-    one_of<int>("probes", o.probes, {{"random+recent", 0}, {"random", 0}, {"recent", 0}, {"all", 0}});
+    if (!o.probes.empty()) {
+        one_of<int>("probes", o.probes,
+                    {{"random+recent", 0}, {"random", 0}, {"recent", 0}, {"all", 0}, {"newest32", 0}});
+    }
     one_of<int>("keys", o.keys, {{"channelwise", 0}, {"groupwise", 0}, {"tokenwise", 0}});
     one_of<int>("values", o.values, {{"cst", 0}, {"groupwise", 0}, {"tokenwise", 0}, {"channelwise", 0}});
-    if (name == Name::zipcache && o.per_head && o.low_bits == 0) {
+    if ((name == Name::zipcache || name == Name::mikv) && o.per_head && o.low_bits == 0) {
         // a later prefill needs rows that all heads have
         refuse("low_bits", o.low_bits, "1 to " + std::to_string(o.high_bits) + " with per_head");
     }
+}
+
+const char * host_only(const Policy & p) {
+    if (p.k_divisor == Divisor::peaks) {
+        return "balancer of outliers";
+    }
+    if (p.corrects) {
+        return "corrections of codes";
+    }
+    return p.compresses && p.prompt.k.bits[0] == 16 ? "f16 in compressed tokens" : nullptr;
+}
+
+int64_t Policy::n_salient(int64_t n) const {
+    return std::llround(share * double(n));
+}
+
+int64_t Policy::n_newest(int64_t n) const {
+    return std::min(n, n_always + int64_t(std::llround(newest * double(n))));
 }
 
 std::shared_ptr<const Policy> make_policy(const KvOptions & o, const HParams & h) {
@@ -211,14 +333,21 @@ std::shared_ptr<const Policy> make_policy(const KvOptions & o, const HParams & h
     p->options = o;
     p->saliency = saliency_named(o);
     const Name name = name_of(o);
-    p->n_window = o.window > 0 ? o.window : 100;
-    p->n_recent = o.recent >= 0 ? o.recent : name == Name::automatic ? 64 : 0;
+    p->options.probes = o.probes.empty() ? own_probes(name) : o.probes;
+    p->n_window = o.window > 0 ? o.window : own_window(o, name);
+    p->n_recent = o.recent >= 0 ? o.recent : own_recent(name);
     switch (name) {
         case Name::automatic: automatic(o, h, *p); break;
         case Name::zipcache:
             p->ranking = Ranking::top_ratio;
+            p->share = o.ratio;
             paper(o, h, {o.high_bits, o.low_bits}, *p);
             break;
+        case Name::kivi: kivi(o, h, *p); break;
+        case Name::mikv: mikv(o, h, *p); break;
+        case Name::h2o: h2o(o, h, *p); break;
+        case Name::snapkv: snapkv(o, h, *p); break;
+        case Name::gear: gear(o, h, *p); break;
         case Name::uniform: paper(o, h, {o.bits != 0 ? static_cast<int>(o.bits) : 4}, *p); break;
         case Name::q8_0:
         case Name::q4_0: {

@@ -8,7 +8,8 @@
 namespace zipcache {
 namespace {
 
-constexpr int64_t kLeast = 4;  // probes of each kind, so that short stretches have some
+constexpr int64_t kLeast = 4;    // probes of each kind, so that short stretches have some
+constexpr int64_t kNewest = 32;  // the observation window of SnapKV
 
 int64_t share(double fraction, int64_t n) {
     return fraction > 0 ? std::min(n, std::max<int64_t>(kLeast, std::llround(fraction * double(n)))) : 0;
@@ -20,6 +21,11 @@ std::vector<int64_t> choose_probes(const KvOptions & o, int64_t n_tokens, uint64
     std::set<int64_t> chosen = {n_tokens - 1};
     if (o.probes == "all") {
         for (int64_t i = 0; i < n_tokens; ++i) {
+            chosen.insert(i);
+        }
+    }
+    if (o.probes == "newest32") {
+        for (int64_t i = std::max<int64_t>(0, n_tokens - kNewest); i < n_tokens; ++i) {
             chosen.insert(i);
         }
     }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <random>
 
 namespace zipcache {
@@ -22,23 +23,46 @@ void score_whole(const Rows & rows, const Probes & probes, const HParams & h, in
 void score_known(const Rows & rows, const Probes & probes, const HParams & h, int head, int part, float * score,
                  float * square) {
     const int dim = h.head_dim, group = h.n_heads / h.n_kv_heads;
-    std::vector<float> key(dim);
+    const int64_t first = probes.size() * part / kParts, last = probes.size() * (part + 1) / kParts;
+    const int64_t n_queries = (last - first) * group;
+    std::vector<float> q(dim * n_queries);  // [head_dim, n_queries], so that their dot products run side by side
+    for (int64_t j = 0; j < n_queries; ++j) {
+        const float * from = &probes.q[((first + j / group) * h.n_heads + head * group + j % group) * dim];
+        for (int c = 0; c < dim; ++c) {
+            q[c * n_queries + j] = from[c];
+        }
+    }
+    std::vector<float> key(dim), dots(n_queries);
     for (int64_t t = 0; t < rows.n; ++t) {
         ggml_fp16_to_fp32_row(rows.k + (head * rows.stride + t) * dim, key.data(), dim);
-        for (int64_t i = probes.size() * part / kParts; i < probes.size() * (part + 1) / kParts; ++i) {
+        std::fill(dots.begin(), dots.end(), 0.0f);
+        for (int c = 0; c < dim; ++c) {
+            const float * row = q.data() + c * n_queries;
+            for (int64_t j = 0; j < n_queries; ++j) {
+                dots[j] += row[j] * key[c];
+            }
+        }
+        for (int64_t i = first; i < last; ++i) {
             const bool hidden = rows.sliding_window > 0 && t <= probes.row[i] - rows.sliding_window;
-            for (int r = head * group; t <= probes.row[i] && !hidden && r < (head + 1) * group; ++r) {
-                const float * q = &probes.q[(i * h.n_heads + r) * dim];
-                float dot = 0;
-                for (int c = 0; c < dim; ++c) {
-                    dot += q[c] * key[c];
-                }
-                const float p = std::exp(dot * h.attention_scale - probes.log_sum[i * h.n_heads + r]);
+            for (int r = 0; t <= probes.row[i] && !hidden && r < group; ++r) {
+                const float dot = dots[(i - first) * group + r];
+                const float p = std::exp(dot * h.attention_scale - probes.log_sum[i * h.n_heads + head * group + r]);
                 score[t] += p;
                 square[t] += p * p;
             }
         }
     }
+}
+
+// The largest of each ranking's scores up to `reach` away.
+std::vector<float> pooled(const std::vector<float> & scores, int64_t n, int64_t reach) {
+    std::vector<float> largest(scores.size());
+    for (int64_t i = 0; i < int64_t(scores.size()); ++i) {
+        const int64_t first = i / n * n, last = first + n;
+        largest[i] = *std::max_element(scores.begin() + std::max(first, i - reach),
+                                       scores.begin() + std::min(last, i + reach + 1));
+    }
+    return largest;
 }
 
 std::vector<float> count_seen(const Rows & rows, int64_t first, int64_t n, const Probes & probes) {
@@ -99,7 +123,21 @@ std::vector<float> saliency_of(const Policy & policy, const Scores & scores, con
                 }
         }
     }
-    return saliency;
+    return policy.pool > 1 ? pooled(saliency, n, policy.pool / 2) : saliency;
+}
+
+std::vector<uint8_t> most_salient(const float * saliency, int64_t n, int64_t n_salient, int64_t n_always) {
+    const int64_t n_others = std::max<int64_t>(0, n - n_always);
+    std::vector<uint8_t> chosen(n, 1);
+    std::fill(chosen.begin(), chosen.begin() + n_others, uint8_t(0));
+    std::vector<int64_t> order(n_others);
+    std::iota(order.begin(), order.end(), 0);
+    std::sort(order.begin(), order.end(),
+              [&](int64_t a, int64_t b) { return saliency[a] > saliency[b] || (saliency[a] == saliency[b] && a < b); });
+    for (int64_t i = 0; i < std::min(n_salient, n_others); ++i) {
+        chosen[order[i]] = 1;
+    }
+    return chosen;
 }
 
 }  // namespace zipcache

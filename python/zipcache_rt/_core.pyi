@@ -56,6 +56,21 @@ def bench_attend_kv(
     bytes, their sum; "rounding": relative rms error of the kernel beside its reference, "quantization": of that
     reference beside attention over the rows as they were}"""
 
+def try_kv(
+    *,
+    kv: KvOptions,
+    k: NDArray[np.uint16],
+    v: NDArray[np.uint16],
+    q: NDArray[np.float32],
+    turns: list[tuple[int, int]],
+    sliding_window: int,
+) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """One layer of a cache over given rows, without a model.
+
+    k, v: [n_kv_heads, n, head_dim] f16 as its bits. q: [n, n_heads, head_dim]. turns: how many tokens come together, as
+    a prompt, and how many one by one behind them; n in all. sliding_window: newest tokens that are seen, 0: all.
+    Returns the attention of the tokens that came one by one, [n_decoded, n_heads, head_dim], and kv_stats."""
+
 class Model:
     def __init__(self, path: str, device: str, threads: int, repack: bool, progress: Progress | None) -> None: ...
     @property
@@ -84,6 +99,12 @@ class KvOptions:
         values: str,
         rotate: bool,
         per_head: bool,
+        group: int,
+        heavy: float,
+        newest: float,
+        rank: int,
+        window_rank: int,
+        outliers: float,
         window: int,
         recent: int,
         seed: int,

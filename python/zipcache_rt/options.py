@@ -8,9 +8,9 @@ from typing import Any
 
 from . import _core
 
-KV_POLICIES = ("auto", "zipcache", "uniform", "q8_0", "q4_0", "f16")
+KV_POLICIES = ("auto", "zipcache", "uniform", "kivi", "mikv", "h2o", "snapkv", "gear", "q8_0", "q4_0", "f16")
 SALIENCIES = ("normalized", "accumulated", "recent", "random")
-PROBES = ("random+recent", "random", "recent", "all")
+PROBES = ("random+recent", "random", "recent", "all", "newest32")
 KEY_GRANULARITIES = ("channelwise", "groupwise", "tokenwise")
 VALUE_GRANULARITIES = ("cst", "groupwise", "tokenwise", "channelwise")
 
@@ -23,25 +23,37 @@ class KvOptions:
       auto      our own: balanced and rotated keys and values, bits for each token by water-filling to a budget
       zipcache  the paper (arXiv 2405.14256): salient tokens in 4 bits, regular ones in 2, channelwise keys, CST values
       uniform   the same number of bits for every token
+      kivi      arXiv 2402.02750: keys by channel over 32 tokens, values by token over 32 channels, the newest 128 exact
+      mikv      arXiv 2402.18096: tokens that got most attention in 4 bits, others in 2, tokenwise; keys balanced
+      h2o       arXiv 2306.14048: the newest 20 % of the tokens and the 20 % that got most attention stay, others go
+      snapkv    arXiv 2404.14469: of a prompt its newest 32 tokens stay and what they attend to most; all decoded ones
+      gear      arXiv 2403.05527: 4 bits, a low-rank correction of their error, and the outliers as they are
       q8_0, q4_0  blocks of 32 channels, as llama.cpp stores them
       f16       uncompressed
     """
 
     policy: str = "auto"
-    bits: float | None = None  # auto: all-in bits of compressed tokens (3.3); uniform: bits of a code (4)
-    ratio: float = 0.6  # zipcache: the share of salient tokens
-    high_bits: int = 4  # zipcache: bits of salient tokens
-    low_bits: int = 2  # zipcache: bits of regular tokens
+    bits: float | None = None  # auto: all-in bits of compressed tokens (3.3); uniform, gear (4), kivi (2): of a code
+    ratio: float = 0.6  # zipcache, mikv: the share of salient tokens
+    high_bits: int = 4  # zipcache, mikv: bits of salient tokens
+    low_bits: int = 2  # zipcache, mikv: bits of regular tokens
     saliency: str = "normalized"  # auto, zipcache: how tokens are ranked: normalized, accumulated, recent, random
-    probes: str = "random+recent"  # auto, zipcache: whose attention is scored: random+recent, random, recent, all
+    probes: str | None = None  # whose attention is scored: random+recent, random, recent, all, newest32 (per policy)
+    # mikv, h2o: all, for their score is a sum over all rows; snapkv: newest32, what it observes; else random+recent
     random_probes: float = 0.05  # the share of tokens that are random probes
     recent_probes: float = 0.05  # the share of tokens that are recent probes
     keys: str = "channelwise"  # zipcache, uniform: what shares a scale: channelwise, groupwise (32), tokenwise
     values: str = "cst"  # zipcache, uniform: cst, groupwise (32), tokenwise, channelwise
     rotate: bool = False  # q8_0, q4_0, uniform, zipcache: store keys and values through a Walsh-Hadamard matrix
-    per_head: bool = False  # zipcache: rank the tokens of each KV head apart
-    window: int | None = None  # tokens that stay uncompressed until as many have come (100)
-    recent: int | None = None  # newest tokens that are never compressed (auto: 64, else 0)
+    per_head: bool = False  # zipcache, mikv: rank the tokens of each KV head apart
+    group: int = 32  # kivi: tokens of a channel, and channels of a token, that share parameters: 32, 64
+    heavy: float = 0.2  # h2o, snapkv: the share of tokens that stay for the attention they got
+    newest: float = 0.2  # h2o: the share of tokens that stay because they are the newest
+    rank: int = 4  # gear: of the correction of a prompt
+    window_rank: int = 2  # gear: of the correction of a window
+    outliers: float = 0.02  # gear: the share of elements that are kept as they are
+    window: int | None = None  # tokens that stay uncompressed until as many have come (100; kivi, gear: 64)
+    recent: int | None = None  # newest tokens that are never compressed (auto: 64, kivi: 128, else 0)
     seed: int = 0  # of the random probes
 
     def __post_init__(self) -> None:
@@ -53,7 +65,7 @@ class KvOptions:
             ("values", VALUE_GRANULARITIES),
         ):
             value = getattr(self, name)
-            if value not in known:
+            if value not in known and not (name == "probes" and value is None):
                 name = "KV policy" if name == "policy" else f"KV option {name}"
                 raise _core.ArgumentError(f"the {name} is {value!r}; accepted: {', '.join(known)}")
         self.to_core()
@@ -100,13 +112,19 @@ class KvOptions:
                 high_bits=self.high_bits,
                 low_bits=self.low_bits,
                 saliency=self.saliency,
-                probes=self.probes,
+                probes="" if self.probes is None else self.probes,
                 random_probes=self.random_probes,
                 recent_probes=self.recent_probes,
                 keys=self.keys,
                 values=self.values,
                 rotate=self.rotate,
                 per_head=self.per_head,
+                group=self.group,
+                heavy=self.heavy,
+                newest=self.newest,
+                rank=self.rank,
+                window_rank=self.window_rank,
+                outliers=self.outliers,
                 window=-1 if self.window is None else self.window,
                 recent=-1 if self.recent is None else self.recent,
                 seed=self.seed,
@@ -119,7 +137,7 @@ def _value(name: str, text: str, kind: str) -> Any:
     try:
         if kind == "bool":
             return {"true": True, "false": False}[text.lower()]
-        return text if kind == "str" else int(text) if kind.startswith("int") else float(text)
+        return text if kind.startswith("str") else int(text) if kind.startswith("int") else float(text)
     except (KeyError, ValueError) as error:
         raise _core.ArgumentError(f"the KV option {name} is {text!r}; accepted: a {kind}") from error
 

@@ -17,7 +17,7 @@ struct Sample {
     std::vector<uint8_t> segment;
 
     ggml_zipcache_rows rows() const {
-        return {n_tokens, stride, k.data(), v.data(), k_divisor.data(), v_divisor.data(), tier.data()};
+        return {n_tokens, stride, k.data(), v.data(), k_divisor.data(), v_divisor.data(), tier.data(), nullptr};
     }
     int tier_of(int head, int64_t token) const { return tier[(format.same_order ? 0 : head) * n_tokens + token]; }
     void quantize() {
@@ -30,10 +30,10 @@ struct Sample {
     }
 };
 
-inline ggml_zipcache_side random_side(std::mt19937 & random, const ggml_zipcache_format & f) {
+inline ggml_zipcache_side random_side(std::mt19937 & random, const ggml_zipcache_format & f, bool uncoded) {
     ggml_zipcache_side side = {};
     for (int t = 0; t < f.n_tiers; ++t) {
-        side.bits[t] = 1 + int(random() % 8);
+        side.bits[t] = uncoded && random() % 3 == 0 ? 16 : 1 + int(random() % 8);
         side.shrink[t] = random() % 2 ? 1.0f : 0.8f;
     }
     side.scope = static_cast<ggml_zipcache_scope>(random() % 3);
@@ -51,8 +51,8 @@ inline ggml_zipcache_side random_side(std::mt19937 & random, const ggml_zipcache
     return side;
 }
 
-// dim, n_kv_heads: 0 means any.
-inline Sample random_sample(std::mt19937 & random, int dim = 0, int n_kv_heads = 0) {
+// dim, n_kv_heads: 0 means any. uncoded: some tiers may be of 16 bits.
+inline Sample random_sample(std::mt19937 & random, int dim = 0, int n_kv_heads = 0, bool uncoded = false) {
     Sample s = {};
     auto & f = s.format;
     const int dims[] = {8, 16, 24, 64, 80, 96, 128, 256, 20};  // the last is left to the reference
@@ -62,8 +62,9 @@ inline Sample random_sample(std::mt19937 & random, int dim = 0, int n_kv_heads =
     const int groups[] = {64, 64, 32, 8, 40};
     f.group = groups[random() % 5];
     f.same_order = random() % 2;
-    f.k = random_side(random, f);
-    f.v = random_side(random, f);
+    uncoded &= random() % 2 == 0;
+    f.k = random_side(random, f, uncoded);
+    f.v = random_side(random, f, uncoded);
     if (f.n_tiers > 1) {
         f.v.bits[random() % f.n_tiers] = 0;
         if (random() % 2) {  // evicted

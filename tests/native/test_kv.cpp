@@ -201,6 +201,7 @@ TEST(probes_are_as_many_as_asked) {
         }
     }
     KvOptions options;
+    options.probes = "random+recent";
     CHECK(choose_probes(options, 1000, 1) != choose_probes(options, 1000, 2));
     KvOptions other = options;
     other.seed = 9;

@@ -8,6 +8,10 @@
 
 namespace {
 
+Sample any_sample(std::mt19937 & random) {
+    return random_sample(random, 0, 0, true);
+}
+
 // The row of a token in the space in which it is quantized, by the definition of the transform.
 std::vector<double> transformed(const ggml_zipcache_side & side, const ggml_fp16_t * row, const float * divisor,
                                 int n) {
@@ -163,7 +167,8 @@ Difference attention_difference(const Sample & s, std::mt19937 & random, Query k
     const int64_t n_places = ggml_zipcache_segment_places(&f, s.segment.data());
     std::vector<uint16_t> position(f.n_kv_heads * n_places);
     ggml_zipcache_segment_positions(&f, s.segment.data(), position.data());
-    ggml_zipcache_segment whole = {&f, s.segment.data(), s.k_divisor.data(), s.v_divisor.data(), nullptr, 0, 0, 0};
+    ggml_zipcache_segment whole = {&f, s.segment.data(), s.k_divisor.data(), s.v_divisor.data(), nullptr, 0, 0,
+                                   0,  nullptr};
     ggml_zipcache_segment part = whole;
     part.position = position.data();
     part.n_places = n_places;
@@ -212,7 +217,7 @@ TEST(attend_kv_over_segments_stays_near_the_reference) {
     const int cases = n_cases(400);
     double total = 0, total_log_sum = 0, most = 0, most_log_sum = 0;
     for (int i = 0; i < cases; ++i) {
-        const Sample s = random_sample(random);
+        const Sample s = any_sample(random);
         const Difference d = attention_difference(s, random);
         total += d.output;
         total_log_sum += d.log_sum;
@@ -236,7 +241,7 @@ TEST(attend_kv_over_segments_stays_near_the_reference) {
 TEST(attend_kv_over_segments_is_exact_where_eight_bits_are) {
     std::mt19937 random(test_seed());
     for (int i = 0; i < n_cases(300); ++i) {
-        Sample s = random_sample(random);
+        Sample s = any_sample(random);
         // equal probabilities are one int8, unless scales by token make them differ
         const Difference d = attention_difference(s, random, Query::zero);
         const double tolerance = s.format.v.scope == GGML_ZIPCACHE_SCOPE_TOKEN ? 0.05 : 2e-3;
@@ -268,7 +273,7 @@ TEST(attend_kv_adds_back_what_rounding_takes_on_average) {
         s.v_divisor.assign(dim, 1.0f);
         s.quantize();
         const ggml_zipcache_segment whole = {
-            &s.format, s.segment.data(), s.k_divisor.data(), s.v_divisor.data(), nullptr, 0, 0, 0};
+            &s.format, s.segment.data(), s.k_divisor.data(), s.v_divisor.data(), nullptr, 0, 0, 0, nullptr};
         const ggml_zipcache_segment segments[] = {whole, whole};
         const ggml_zipcache_layer layer = {
             1, 1, dim, 1 / std::sqrt(float(dim)), 0, s.stride, s.k.data(), s.v.data(), 2, segments, nullptr, nullptr};
@@ -285,7 +290,7 @@ TEST(attend_kv_adds_back_what_rounding_takes_on_average) {
 TEST(heads_and_splits_run_side_by_side) {
     std::mt19937 random(test_seed());
     for (int i = 0; i < n_cases(40); ++i) {
-        Sample s = random_sample(random);
+        Sample s = any_sample(random);
         const auto & f = s.format;
         const auto in_turn = s.segment;
         auto side_by_side = [](int n, auto task) {
@@ -307,7 +312,7 @@ TEST(heads_and_splits_run_side_by_side) {
         const int dim = f.head_dim, n_heads = 2 * f.n_kv_heads, n_splits = 4;
         std::vector<float> q(n_heads * dim, 0.5f), partial(n_splits * n_heads * (dim + 2)), again(partial.size());
         const ggml_zipcache_segment whole = {
-            &f, s.segment.data(), s.k_divisor.data(), s.v_divisor.data(), nullptr, 0, 0, 0};
+            &f, s.segment.data(), s.k_divisor.data(), s.v_divisor.data(), nullptr, 0, 0, 0, nullptr};
         const ggml_zipcache_segment segments[] = {whole, whole};
         const ggml_zipcache_layer layer = {n_heads,    f.n_kv_heads, dim, 0.1f,     0,       s.stride,
                                            s.k.data(), s.v.data(),   2,   segments, nullptr, nullptr};
@@ -324,7 +329,7 @@ TEST(heads_and_splits_run_side_by_side) {
 TEST(a_segment_keeps_every_element_within_half_a_step) {
     std::mt19937 random(test_seed());
     for (int i = 0; i < n_cases(150); ++i) {
-        const Sample s = random_sample(random);
+        const Sample s = any_sample(random);
         CHECK(ggml_zipcache_format_error(&s.format) == nullptr);
         const double k = worst_share(s, true), v = worst_share(s, false);
         if (!(k <= 1) || !(v <= 1)) {
@@ -336,7 +341,7 @@ TEST(a_segment_keeps_every_element_within_half_a_step) {
 TEST(a_part_of_a_segment_dequantizes_like_the_whole) {
     std::mt19937 random(test_seed());
     for (int i = 0; i < n_cases(100); ++i) {
-        const Sample s = random_sample(random);
+        const Sample s = any_sample(random);
         const int64_t first = int64_t(random() % s.n_tokens), n = 1 + int64_t(random() % (s.n_tokens - first));
         const int head = int(random() % s.format.n_kv_heads), dim = s.format.head_dim;
         const Rows whole = dequantized(s, head, 0, s.n_tokens), part = dequantized(s, head, first, n);
@@ -351,7 +356,7 @@ TEST(a_part_of_a_segment_dequantizes_like_the_whole) {
 TEST(equal_rows_give_equal_bytes_and_damage_is_named) {
     std::mt19937 random(test_seed());
     for (int i = 0; i < n_cases(60); ++i) {
-        Sample s = random_sample(random);
+        Sample s = any_sample(random);
         const auto before = s.segment;
         s.quantize();
         CHECK(s.segment == before);

@@ -72,7 +72,7 @@ Sequence random_sequence(std::mt19937 & random, const Shape & shape, bool common
     for (int i = 0; i < n; ++i) {
         const Sample & x = s.samples[i];
         ggml_zipcache_segment segment = {
-            &x.format, x.segment.data(), x.k_divisor.data(), x.v_divisor.data(), nullptr, 0, 0, 0};
+            &x.format, x.segment.data(), x.k_divisor.data(), x.v_divisor.data(), nullptr, 0, 0, 0, nullptr};
         if (random() % 3 == 0) {
             segment.n_places = ggml_zipcache_segment_places(&x.format, x.segment.data());
             s.position[i].resize(x.format.n_kv_heads * segment.n_places);

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "correction.h"
 #include "segment.h"
 
 // Shared by the variants of attend_kv; the contract is in ggml-zipcache.h.

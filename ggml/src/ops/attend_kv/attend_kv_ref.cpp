@@ -20,6 +20,12 @@ void append_segment(const ggml_zipcache_segment & segment, int head, Seen & seen
     std::vector<uint8_t> kept(n);
     format::dequantize_head(f, segment.data, head, 0, n, segment.k_divisor, segment.v_divisor, k.data(), v.data(),
                             kept.data());
+    if (segment.correction) {
+        for (bool key : {true, false}) {
+            format::correct_rows(f, format::correction_of(f, segment.correction, head, key), 0, n,
+                                 key ? k.data() : v.data());
+        }
+    }
     for (int64_t t = 0; t < n; ++t) {
         const bool in_range = !segment.position || (t >= segment.first_seen && t < segment.last_seen);
         if (kept[t] && in_range) {

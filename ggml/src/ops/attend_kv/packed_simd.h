@@ -199,6 +199,8 @@ struct Head {
     alignas(32) float out[Queries * kMaxDim];
     float bias[Queries];  // what all channels of `out` have in common
     float maximum[Queries], sum[Queries];
+    CorrectionView k_correction, v_correction;          // of the segment at hand, if it has one
+    float projected[Queries * GGML_ZIPCACHE_MAX_RANK];  // the query on the bases of its keys
 
     explicit Head(const PackedTask & t) : task(t) {
         for (int i = 0; i < Queries; ++i) {
@@ -375,6 +377,121 @@ struct Head {
         }
     }
 
+    // The same of keys that are f16 as they are.
+    void uncoded(const Block & block, float * logits) const {
+        const auto * key = reinterpret_cast<const uint16_t *>(block.k);
+        for (int p = 0; p < block.n; ++p, key += dim) {
+            V dot[Queries];
+            std::fill_n(dot, Queries, V::zero());
+            for (int c = 0; c < dim; c += V::lanes) {
+                const V x = V::load_f16(key + c);
+                for (int i = 0; i < Queries; ++i) {
+                    dot[i] = V::fma(V::load(task.q + i * dim + c), x, dot[i]);
+                }
+            }
+            for (int i = 0; i < Queries; ++i) {
+                logits[i * kMaxPlaces + p] = dot[i].sum();
+            }
+        }
+    }
+
+    // out += weights . values that are f16 as they are
+    void add_uncoded(const Block & block, const float * weights) {
+        const auto * values = reinterpret_cast<const uint16_t *>(block.v);
+        for (int c = 0; c < dim; c += V::lanes) {
+            V sum[Queries];
+            for (int i = 0; i < Queries; ++i) {
+                sum[i] = V::load(out + i * kMaxDim + c);
+            }
+            for (int p = 0; p < block.n; ++p) {
+                const V x = V::load_f16(values + p * dim + c);
+                for (int i = 0; i < Queries; ++i) {
+                    sum[i] = V::fma(V::set(weights[i * kMaxPlaces + p]), x, sum[i]);
+                }
+            }
+            for (int i = 0; i < Queries; ++i) {
+                sum[i].store(out + i * kMaxDim + c);
+            }
+        }
+    }
+
+    // The correction of a segment's keys meets the query through its basis.
+    void begin_correction(const ggml_zipcache_segment & segment) {
+        k_correction = correction_of(f, segment.correction, task.head, true);
+        v_correction = correction_of(f, segment.correction, task.head, false);
+        for (int r = 0; r < k_correction.rank; ++r) {
+            V dot[Queries];
+            std::fill_n(dot, Queries, V::zero());
+            for (int c = 0; c < dim; c += V::lanes) {
+                const V basis = V::load_f16(k_correction.basis + r * dim + c);
+                for (int i = 0; i < Queries; ++i) {
+                    dot[i] = V::fma(V::load(task.q + i * dim + c), basis, dot[i]);
+                }
+            }
+            for (int i = 0; i < Queries; ++i) {
+                projected[i * GGML_ZIPCACHE_MAX_RANK + r] = dot[i].sum();
+            }
+        }
+    }
+
+    // Calls visit(place, channel, value) for the outliers of a block.
+    template <class Visit>
+    void each_outlier(const CorrectionView & view, const Block & block, Visit && visit) const {
+        const uint32_t * starts = view.starts + block.place / f.group;
+        for (uint32_t j = starts[0]; j < starts[1]; ++j) {
+            const Outlier & outlier = view.outliers[j];
+            visit(outlier.place(), outlier.channel(), ggml_fp16_to_fp32(outlier.value));
+        }
+    }
+
+    void correct_keys(const Block & block, float * logits) const {
+        for (int r = 0; r < k_correction.rank; ++r) {
+            const uint16_t * factors = k_correction.factors + r * k_correction.n_places + block.place;
+            for (int p = 0; p < block.n_places; p += V::lanes) {
+                const V factor = V::load_f16(factors + p);
+                for (int i = 0; i < Queries; ++i) {
+                    float * to = logits + i * kMaxPlaces + p;
+                    V::fma(factor, V::set(projected[i * GGML_ZIPCACHE_MAX_RANK + r]), V::load(to)).store(to);
+                }
+            }
+        }
+        each_outlier(k_correction, block, [&](int place, int channel, float value) {
+            for (int i = 0; i < Queries; ++i) {
+                logits[i * kMaxPlaces + place] += task.q[i * dim + channel] * value;
+            }
+        });
+    }
+
+    void correct_values(const Block & block, const float * weights) {
+        for (int r = 0; r < v_correction.rank; ++r) {
+            const uint16_t * factors = v_correction.factors + r * v_correction.n_places + block.place;
+            V total[Queries];
+            std::fill_n(total, Queries, V::zero());
+            for (int p = 0; p < block.n_places; p += V::lanes) {
+                const V factor = V::load_f16(factors + p);
+                for (int i = 0; i < Queries; ++i) {
+                    total[i] = V::fma(V::load(weights + i * kMaxPlaces + p), factor, total[i]);
+                }
+            }
+            V weight[Queries];
+            for (int i = 0; i < Queries; ++i) {
+                weight[i] = V::set(total[i].sum());
+            }
+            for (int c = 0; c < dim; c += V::lanes) {
+                const V basis = V::load_f16(v_correction.basis + r * dim + c);
+                for (int i = 0; i < Queries; ++i) {
+                    float * to = out + i * kMaxDim + c;
+                    V::fma(weight[i], basis, V::load(to)).store(to);
+                }
+            }
+        }
+        each_outlier(v_correction, block, [&](int place, int channel, float value) {
+            for (int i = 0; i < Queries; ++i) {
+                out[i * kMaxDim + channel] += weights[i * kMaxPlaces + place] * value;
+            }
+        });
+    }
+
     // Places that hold no token, or one that is not seen, get -inf.
     void hide(const ggml_zipcache_segment & segment, const Block & block, float * logits) const {
         for (int i = 0; i < Queries; ++i) {
@@ -402,20 +519,30 @@ struct Head {
         alignas(32) float weights[Queries * kMaxPlaces];
         fetch(block.k + block.size, block.size / 2);
         const int k_bits = f.k.bits[block.tier], v_bits = f.v.bits[block.tier];
-        if (f.k.scope == GGML_ZIPCACHE_SCOPE_TOKEN) {
+        if (k_bits == kUncoded) {
+            uncoded(block, weights);
+        } else if (f.k.scope == GGML_ZIPCACHE_SCOPE_TOKEN) {
             by_token(block, k_bits, weights);
         } else {
             by_channel(block, k_bits, weights);
+        }
+        if (segment.correction) {
+            correct_keys(block, weights);
         }
         hide(segment, block, weights);
         for (int i = 0; i < Queries; ++i) {
             softmax(i, weights + i * kMaxPlaces, block.n_places);
         }
         fetch(block.k + block.size + block.size / 2, block.size - block.size / 2);
+        if (segment.correction) {
+            correct_values(block, weights);
+        }
         if (v_bits == 0) {
             return;
         }
-        if (f.v.scope == GGML_ZIPCACHE_SCOPE_TOKEN) {
+        if (v_bits == kUncoded) {
+            add_uncoded(block, weights);
+        } else if (f.v.scope == GGML_ZIPCACHE_SCOPE_TOKEN) {
             add_by_token(block, v_bits, weights);
         } else {
             add_by_channel(block, v_bits, weights);
@@ -426,6 +553,9 @@ struct Head {
         for (int64_t j = 0; j < task.n_segments; ++j) {
             const ggml_zipcache_segment & segment = task.segments[j];
             const HeadView view(f, segment.data, task.head);
+            if (segment.correction) {
+                begin_correction(segment);
+            }
             for_blocks(view, task.split, task.n_splits, static_cast<int>(task.turn + j),
                        [&](const Block & block) { add(segment, block); });
         }

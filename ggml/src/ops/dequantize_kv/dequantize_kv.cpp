@@ -11,15 +11,19 @@ void rows_of(const ggml_zipcache_format & f, const ggml_zipcache_side & side, co
              const float * divisor, const uint8_t * wanted, float * x) {
     const int dim = f.head_dim, bits = side.bits[block.tier];
     const Params & params = is_key ? block.k_params : block.v_params;
+    const uint8_t * packed = is_key ? block.k : block.v;
+    const bool coded = bits > 0 && bits != kUncoded;
     std::vector<uint8_t> codes(size_t(block.n_places) * code_stride(dim));
-    unpack(is_key ? block.k : block.v, block.n_places, dim, bits, is_key, codes.data());
+    if (coded) {
+        unpack(packed, block.n_places, dim, bits, is_key, codes.data());
+    }
     std::vector<float> scale(dim), min(dim);  // zeros for 0 bits
     auto fold = [&](int first, int last, Params::Value v) {
         std::fill(scale.begin() + first, scale.begin() + last, v.scale);
         std::fill(min.begin() + first, min.begin() + last, v.min);
     };
     const bool by_token = side.scope == GGML_ZIPCACHE_SCOPE_TOKEN;
-    for (int c = 0; bits > 0 && !by_token && c < dim; ++c) {
+    for (int c = 0; coded && !by_token && c < dim; ++c) {
         fold(c, c + 1, params.at(c));
     }
     for (int t = 0; t < block.n; ++t, x += dim) {
@@ -27,12 +31,15 @@ void rows_of(const ggml_zipcache_format & f, const ggml_zipcache_side & side, co
             continue;
         }
         const int width = std::min(side.block, dim);
-        for (int first = 0; bits > 0 && by_token && first < dim; first += width) {
+        for (int first = 0; coded && by_token && first < dim; first += width) {
             fold(first, first + width, params.at(first / width * int64_t(block.n_places) + t));
         }
         const uint8_t * code = &codes[size_t(t) * code_stride(dim)];
         for (int c = 0; c < dim; ++c) {
             x[c] = scale[c] * float(code[c]) + min[c];
+        }
+        if (bits == kUncoded) {
+            ggml_fp16_to_fp32_row(reinterpret_cast<const ggml_fp16_t *>(packed) + int64_t(t) * dim, x, dim);
         }
         if (side.rotate) {
             zipcache::walsh_hadamard(x, dim);

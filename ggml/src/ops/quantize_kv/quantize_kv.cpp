@@ -23,7 +23,7 @@ struct Range {
 };
 
 Pair pair_of(const Range & range, int bits) {
-    if (range.empty() || bits == 0) {
+    if (range.empty() || bits == 0 || bits == kUncoded) {
         return {0, 0};  // unused: equal input gives equal bytes
     }
     const ggml_fp16_t low = ggml_fp32_to_fp16(range.min);
@@ -42,8 +42,8 @@ struct Side {
     float * row(int64_t place) { return &x[place * dim]; }
 };
 
-// The transformed rows of a head: (x / divisor) H, in the order of the places.
-void load(Side & side, const uint16_t * rows, const float * divisor,
+// The transformed rows of a head: (x / divisor) H, in the order of the places. row: of each token, or null.
+void load(Side & side, const uint16_t * rows, const uint32_t * row, const float * divisor,
           const std::vector<std::vector<uint32_t>> & tokens) {
     const int dim = side.dim;
     std::vector<float> inverse(dim, 1.0f);
@@ -63,7 +63,7 @@ void load(Side & side, const uint16_t * rows, const float * divisor,
         int64_t at = place;
         for (uint32_t token : tokens[tier]) {
             float * x = side.row(at++);
-            ggml_fp16_to_fp32_row(rows + int64_t(token) * dim, x, dim);
+            ggml_fp16_to_fp32_row(rows + int64_t(row ? row[token] : token) * dim, x, dim);
             for (int c = 0; c < dim; ++c) {
                 x[c] *= inverse[c];
             }
@@ -173,10 +173,13 @@ void encode(const Side & side, const float * x, int n, int n_places, int bits, c
 // Ranges of one block's own parameters: of its channels, or of its tokens.
 std::vector<Range> block_ranges(const Side & side, const Block & block, const float * x) {
     const int dim = side.dim;
-    std::vector<Range> ranges(block_param_entries(side.f, side.how, block.n_places));
+    std::vector<Range> ranges(tier_param_entries(side.f, side.how, block.tier, block.n_places));
+    if (ranges.empty()) {
+        return ranges;
+    }
     if (side.how.scope == GGML_ZIPCACHE_SCOPE_GROUP) {
         channel_ranges(x, block.n, dim, ranges.data());
-    } else if (!ranges.empty()) {
+    } else {
         for (int t = 0; t < block.n; ++t) {
             for (int c = 0; c < dim; ++c) {
                 ranges[c / side.how.block * block.n_places + t].take(x[t * dim + c]);
@@ -198,7 +201,7 @@ void write_side(const HeadView & view, Side & side, uint8_t * segment) {
         for (const Range & r : blocks.back()) {
             widest.take(r, side.how);
         }
-        if (!whole.empty()) {
+        if (!whole.empty() && side.how.bits[block.tier] != kUncoded) {
             const int set = segment_sets(f, side.how) > 1 ? block.tier : 0;
             channel_ranges(side.row(block.place), block.n, side.dim, &whole[size_t(set) * side.dim]);
         }
@@ -223,6 +226,12 @@ void write_side(const HeadView & view, Side & side, uint8_t * segment) {
         const Params & params = key ? block.k_params : block.v_params;
         const std::vector<Range> & ranges = blocks[number++];
         const int bits = side.how.bits[block.tier];
+        auto * to = const_cast<uint8_t *>(key ? block.k : block.v);
+        if (bits == kUncoded) {
+            ggml_fp32_to_fp16_row(side.row(block.place), reinterpret_cast<ggml_fp16_t *>(to),
+                                  int64_t(block.n_places) * side.dim);
+            return;
+        }
         if (!ranges.empty()) {
             write_params(side.how.params, ranges.data(), int64_t(ranges.size()), bits, range_unit, mid_unit,
                          const_cast<uint8_t *>(params.data));
@@ -232,7 +241,7 @@ void write_side(const HeadView & view, Side & side, uint8_t * segment) {
         read.range_unit = range_unit;
         read.mid_unit = side.how.scope == GGML_ZIPCACHE_SCOPE_TOKEN ? 0.0f : mid_unit;
         encode(side, side.row(block.place), block.n, block.n_places, bits, read, codes.data());
-        pack(codes.data(), block.n_places, side.dim, bits, key, const_cast<uint8_t *>(key ? block.k : block.v));
+        pack(codes.data(), block.n_places, side.dim, bits, key, to);
     });
 }
 
@@ -289,7 +298,7 @@ void write_shared_params(const ggml_zipcache_format & f, const ggml_zipcache_row
     for (int head = 0; head < f.n_kv_heads; ++head) {
         Side side = {f, how, key};
         const float * divisor = key ? rows.k_divisor : rows.v_divisor;
-        load(side, (key ? rows.k : rows.v) + head * rows.stride * f.head_dim,
+        load(side, (key ? rows.k : rows.v) + head * rows.stride * f.head_dim, rows.row,
              divisor ? divisor + int64_t(head) * f.head_dim : nullptr, tokens);
         for_blocks(view, [&](const Block & block) {
             for (int t = 0; t < block.n; ++t) {
@@ -358,9 +367,9 @@ void ggml_zipcache_quantize_kv_head(const ggml_zipcache_format * format, const g
     const auto tokens = tier_tokens(view);
     const int64_t row = kv_head * rows->stride * f.head_dim, channel = int64_t(kv_head) * f.head_dim;
     Side k = {f, f.k, true};
-    load(k, rows->k + row, rows->k_divisor ? rows->k_divisor + channel : nullptr, tokens);
+    load(k, rows->k + row, rows->row, rows->k_divisor ? rows->k_divisor + channel : nullptr, tokens);
     write_side(view, k, to);
     Side v = {f, f.v, false};
-    load(v, rows->v + row, rows->v_divisor ? rows->v_divisor + channel : nullptr, tokens);
+    load(v, rows->v + row, rows->row, rows->v_divisor ? rows->v_divisor + channel : nullptr, tokens);
     write_side(view, v, to);
 }
