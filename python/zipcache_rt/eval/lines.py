@@ -18,10 +18,9 @@ from .words import ADJECTIVES, NOUNS
 
 INTRODUCTION = (
     "Remember the following record of lines. Each line starts with 'line <name>' and ends with its "
-    "<REGISTER_CONTENT>, a number. Afterwards I will ask you for the <REGISTER_CONTENT> of one of these lines. "
-    "The record starts here:\n\n"
+    "<REGISTER_CONTENT>, a number. Afterwards I will ask you for the <REGISTER_CONTENT> of one of these lines.\n\n"
 )
-QUESTION = "\nThe record ends here. What is the <REGISTER_CONTENT> in line {name}? Tell me the number."
+QUESTION = "\nWhat is the <REGISTER_CONTENT> in line {name}? Answer with the number only."
 LEAD = "The <REGISTER_CONTENT> in line {name} is"
 MOST_LINES = len(ADJECTIVES) * len(NOUNS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -75,8 +76,7 @@ class _Plan:
 def _plan(model: Model, task: Task, policies: Sequence[str], options: RunOptions) -> _Plan:
     prompter = Prompter(model, options.template)
     cases = [_prepare(case, prompter, options.share_shots) for case in task.cases(prompter)]
-    if not cases:
-        raise ArgumentError(f"the task {task.name} has no cases; accepted: one or more")
+    _check_ids(task, [case.case.id for case in cases])
     n_ctx = _n_ctx(cases, model, options.n_ctx)
     for policy in policies:
         model.session(n_ctx=n_ctx, kv=KvOptions.parse(policy)).close()  # refuses what cannot run here
@@ -96,6 +96,14 @@ def _plan(model: Model, task: Task, policies: Sequence[str], options: RunOptions
         threads=model.info.threads,
     )
     return _Plan([(case, _asked(blank, case, policy)) for case in cases for policy in policies], n_ctx)
+
+
+def _check_ids(task: Task, ids: Sequence[str]) -> None:
+    if not ids:
+        raise ArgumentError(f"{task.name} has no cases; accepted: one or more")
+    name, n = Counter(ids).most_common(1)[0]
+    if n > 1:
+        raise ArgumentError(f"{n} cases of {task.name} are called {name!r}; accepted: each of its own name")
 
 
 def _policies(policies: Sequence[str]) -> list[str]:

@@ -173,13 +173,13 @@ def _difference(scored: Sequence[tuple[float, float]], perplexity: bool, seed: i
 
 def _cells(row: Row, metric: Metric) -> list[str]:
     form, change = ("{:.1%}", "{:+.1%}") if metric == "accuracy" else ("{:.4g}", "{:+.3g}")
-    agreement = [_shown(row.same_reply, "{:.1%}"), _shown(row.same_score, "{:.1%}")][: len(HEADS[metric])]
+    agreement = [f"{part.value:.1%}" if part else "-" for part in (row.same_reply, row.same_score)]
     costs = [f"{row.kv_ratio:.2f}", f"{row.kv_bits:.2f}", f"{row.prefill_seconds:.2f}", f"{row.decode_seconds:.2f}"]
     return [
         str(row.n),
         _shown(row.score, form),
         _shown(row.difference, change),
-        *agreement,
+        *agreement[: len(HEADS[metric])],
         *costs,
         f"{1000 * row.seconds_per_token:.2f}",
     ]
@@ -189,4 +189,4 @@ def _shown(estimate: Estimate | None, form: str) -> str:
     if estimate is None:
         return "-"
     value, low, high = (form.format(figure) for figure in (estimate.value, estimate.low, estimate.high))
-    return f"{value} [{low}, {high}]"
+    return f"{value} [{low.removesuffix('%')}, {high.removesuffix('%')}]"
