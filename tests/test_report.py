@@ -225,6 +225,8 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "short.txt").write_text("too short")
     with pytest.raises(ArgumentError, match=r"short.txt has \d+ tokens; needed: 158"):
         report.build([model], out, SIZE, data=[tmp_path / "short.txt"])
+    with pytest.raises(ArgumentError, match="two texts have the same name"):
+        report.build([model], out, SIZE, data=[tmp_path / "short.txt"] * 2)
     with pytest.raises(ArgumentError, match="the model's context is 64 tokens; accepted: 84 or more"):
         report.build([write_model(tmp_path, "small.gguf", n_ctx=64)], out, SIZE)
     with pytest.raises(FileError, match="cannot make the folder"):

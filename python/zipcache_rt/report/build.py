@@ -45,7 +45,9 @@ def build(
     plotting.check_library()
     if not models:
         raise ArgumentError("there are no models; accepted: one or more")
-    contents = [(path.name, read(path)) for path in data] or list(texts.own().items())
+    contents = [(_text_name(path), read(path)) for path in data] or list(texts.own().items())
+    if len({name for name, _ in contents}) < len(contents):
+        raise ArgumentError("two texts have the same name; accepted: files that are named apart")
     _make_folder(out / "texts")
     store, lines = Store(out / "results.jsonl"), out / "lines.jsonl"
     options = RunOptions(device=device, threads=threads, template=False)
@@ -79,6 +81,11 @@ def write(path: Path, text: str) -> None:
     """Raises FileError."""
     with replacing(path) as part:
         part.write_text(checks.utf8(text, path.name).decode(), "utf-8")
+
+
+def _text_name(path: Path) -> str:
+    """As `out` keeps it: what was read is plain text, whatever it was read from."""
+    return path.name if path.suffix == ".txt" else f"{path.name}.txt"
 
 
 def _folders(models: Sequence[Path], out: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import cli, fidelity, saliency
 from .. import eval as tasks
-from .._core import CancelledError, ZipCacheError
+from .._core import CancelledError, FileError, ZipCacheError
 from ..fidelity import Text
 from ..fidelity_report import CONTROL, Result
 from ..model import Model
@@ -52,7 +52,7 @@ class Bench:
         """Works on all at once; if that fails, on each apart, so that one does not take the others along."""
         try:
             work(group)
-        except CancelledError:
+        except (CancelledError, FileError):
             raise
         except ZipCacheError as error:
             if len(group) > 1:

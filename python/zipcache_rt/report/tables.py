@@ -34,6 +34,7 @@ LINES_COLUMNS = (
     Column("lines_same_reply", "lines: reply as f16", ".1%"),
 )
 STATUS = Column("status", "")
+COSTS = "Bits and ratio: all-in, of compressed tokens; with window: of everything that the cache holds."
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def show(artefact: Artefact, found: Findings) -> Shown:
     figure = None
     if any(cells["kl_mean_nats"] is not None for cells in rows):
         figure = _draw(artefact, found, rows, panels)
-    notes = [*failures(artefact.rows, found), *_floor_note(found)]
+    notes = [*failures(artefact.rows, found), COSTS, *_floor_note(found)]
     return Shown(artefact, columns, rows, figure, verdicts(artefact, found.fidelity), notes)
 
 

@@ -12,7 +12,7 @@ from ..model import Model
 
 def own() -> dict[str, str]:
     """By name. They differ between versions of Python, so reports keep their hashes."""
-    return {"python-reference": reference(), "python-argparse": inspect.getsource(argparse)}
+    return {"python-reference.txt": reference(), "python-argparse.txt": inspect.getsource(argparse)}
 
 
 def reference() -> str:
