@@ -73,7 +73,8 @@ def test_what_may_change_a_reply_is_in_the_key() -> None:
         ("{", "a.jsonl, line 2, is no result"),
         ("[]", r"line 2, is no result: '\[\]' is no record; accepted: objects"),
         ("{}", "line 2, is no result: 'task' is missing; accepted: str"),
-        (json.dumps(asdict(BLANK) | {"score": "1"}), "'score' is '1'; accepted: float | None"),
+        (json.dumps(asdict(BLANK) | {"score": "1"}), r"'score' is '1'; accepted: float \| None"),
+        (json.dumps(asdict(BLANK) | {"metric": "speed"}), "'metric' is 'speed'; accepted: accuracy, perplexity"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, line: str, message: str) -> None:
@@ -85,6 +86,15 @@ def test_other_files_are_refused(tmp_path: Path, line: str, message: str) -> Non
     with pytest.raises(FileError, match=message):
         Results(path)
     assert path.read_bytes() == before
+
+
+def test_other_files_are_not_cut(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    for text in ("one line without an end", f"{json.dumps(asdict(BLANK))}\nand more", '{"name": 1'):
+        path.write_text(text)
+        with pytest.raises(FileError, match=r"a.txt ends in .* which is no result"):
+            Results(path)
+        assert path.read_text() == text
 
 
 def test_files_that_cannot_be(tmp_path: Path) -> None:

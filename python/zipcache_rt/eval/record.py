@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import NoneType
+from typing import get_args
 
 from .. import checks
 from .._core import FileError
 from .case import Json, Metric
 
 Key = tuple[str, ...]
+BEGIN = b'{"task": "'  # of a line
 REFERENCE = "f16"  # the policy that the others are compared with
 
 
@@ -66,6 +68,8 @@ class Record:
             if (value := values[item.name]) is ... or not isinstance(value, _KINDS[str(item.type)]):
                 shown = "missing" if value is ... else repr(value)[:80]
                 raise FileError(f"{item.name!r} is {shown}; accepted: {item.type}")
+        if values["metric"] not in get_args(Metric):
+            raise FileError(f"'metric' is {values['metric']!r}; accepted: {', '.join(get_args(Metric))}")
         return cls(**values | {"tops": tuple(values["tops"])})
 
 
@@ -137,6 +141,9 @@ def _read(path: Path) -> _Found:
     except OSError as error:
         raise FileError(f"cannot read the results {path}: {error.strerror or error}") from error
     whole = data[: data.rfind(b"\n") + 1]
+    torn = data[len(whole) :]
+    if not torn.startswith(BEGIN[: len(torn)]):  # somebody else's file: it must not be cut
+        raise FileError(f"{path.name} ends in {torn[:80]!r}, which is no result; accepted: files of this tool")
     records: dict[Key, Record] = {}
     for number, line in enumerate(whole.split(b"\n"), 1):
         if not line.strip():

@@ -49,7 +49,7 @@ class Worker:
     def answer(self, prepared: Prepared, blank: Record, told: Work) -> Record:
         """The blank record of a case and a policy, filled. Raises what the model and told.tell raise."""
         end = told.done + prepared.work
-        begun = self._begin(prepared, blank.policy)
+        begun = self._begin(prepared, blank.policy, told)
         seconds = begun.stats.prefill_seconds if begun else 0.0
         with begun.fork() if begun else self._session(blank.policy) as session:
             fill = self._predict if prepared.case.continuation else self._reply
@@ -71,14 +71,14 @@ class Worker:
     def _session(self, policy: str) -> Session:
         return self._model.session(n_ctx=self._n_ctx, kv=KvOptions.parse(policy))
 
-    def _begin(self, prepared: Prepared, policy: str) -> Session | None:
+    def _begin(self, prepared: Prepared, policy: str, told: Work) -> Session | None:
         """A session that holds the shared tokens, to be forked."""
         if not prepared.shared:
             return None
         tokens = prepared.tokens[: prepared.shared]
         if (policy, tokens) not in self._begun:
             session = self._session(policy)
-            session.prefill(tokens)
+            session.prefill(tokens, progress=told.part(0.0))
             self._begun[policy, tokens] = session
         return self._begun[policy, tokens]
 
