@@ -68,9 +68,13 @@ def test_inspect(smollm2_path: Path) -> None:
     assert report["plan"]["kv_bytes"] == 1000 * 30 * 2 * 3 * 64 * 2 and len(report["tensors"]) == 272
 
 
-@pytest.mark.parametrize("kv", ["f16", "auto", "auto:2.8", "zipcache", "zipcache,per_head=true", "uniform:3", "q4_0"])
+PLANNED = ["f16", "auto", "auto:2.8", "zipcache", "zipcache,per_head=true", "uniform:3", "q4_0"]
+PLANNED += ["kivi", "mikv", "h2o", "snapkv", "gear", "gear:2"]
+
+
+@pytest.mark.parametrize("kv", PLANNED)
 def test_the_memory_plan_foresees_the_cache(kv: str, smollm2_path: Path) -> None:
-    """Within what the plan leaves out: transforms, probes, whole pages."""
+    """Within what the plan leaves out: transforms, whole pages."""
     options = ("zipcache_rt.inspect", str(smollm2_path), "--ctx", "1000", "--json", "--kv", kv)
     planned = json.loads(run(*options).stdout)["plan"]["kv_bytes"]
     session = Model(smollm2_path).session(n_ctx=1000, kv=KvOptions.parse(kv))

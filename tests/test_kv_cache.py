@@ -248,6 +248,23 @@ def test_a_prefill_in_two_calls_is_near_one(kv: str, wide: Model) -> None:
     assert mean_kl(sessions[1].logits[None], sessions[0].logits[None]) <= limit
 
 
+@pytest.mark.parametrize("kv", RIVALS)
+def test_rivals_write_text(kv: str, smollm2: Model) -> None:
+    """A tale told greedily, over windows that are compressed on the way, begins as f16 tells it."""
+    prompt = smollm2.apply_chat_template([{"role": "user", "content": "Tell me a long story about a fox and a crow."}])
+    texts = []
+    for policy in ("f16", kv):
+        with opened(smollm2, policy) as session:
+            texts.append("".join(p.text for p in session.generate(prompt, max_tokens=260, sampler=GREEDY)))
+            check_stats(session)
+            assert (session.kv_stats().compressed_elements > 0) == (policy != "f16")
+    exact, got = texts
+    # nothing is compressed before the window is full, and then a greedy reply goes on from an exact past
+    assert got[:200] == exact[:200] and len(got) > 600
+    words = got.lower().split()
+    assert len(set(words)) > 40 and {"the", "and"} < set(words)
+
+
 # ---- forks, truncation, reset ----
 
 
@@ -383,7 +400,7 @@ def refuse() -> None:
     raise RuntimeError("enough")
 
 
-@pytest.mark.parametrize("kv", ["auto", "zipcache", "q4_0", "f16"])
+@pytest.mark.parametrize("kv", ["auto", "zipcache", "h2o", "gear", "q4_0", "f16"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99, 1.0])
 @pytest.mark.parametrize("by", ["cancel", "progress"])
 @pytest.mark.parametrize("sliding", [False, True])
@@ -446,6 +463,9 @@ def test_a_cancelled_decode_or_score_changes_nothing(kv: str, smollm2: Model, te
         "zipcache,ratio=0.4,saliency=random,seed=7",
         "zipcache,high_bits=8,low_bits=0,keys=groupwise,values=channelwise",
         "q8_0,window=16,recent=0",
+        "kivi:2,group=64,recent=64",
+        "h2o,heavy=0.1,newest=0.3",
+        "gear:4,rank=8,window_rank=0,outliers=0.01",
         "auto,probes=all,random_probes=0.0,recent_probes=1e-05,per_head=true",
         "f16",
     ],
@@ -475,6 +495,19 @@ def test_options_survive_their_word(word: str) -> None:
         ("auto,colour=red", "'colour=red'"),
         ("auto,policy=f16", "'policy=f16'"),
         ("zipcache,ratio=1.1", "ratio is 1.1; accepted: 0 to 1"),
+        ("kivi:3", "bits is 3; accepted: 2 or 4 for the policy kivi"),
+        ("gear:8", "bits is 8; accepted: 2 or 4 for the policy gear"),
+        ("mikv:4", "bits is 4; accepted: none for the policy mikv"),
+        ("kivi,group=48", "group is 48; accepted: 32, 64"),
+        ("kivi,window=100", "window is 100; accepted: multiples of the group of 32"),
+        ("mikv,low_bits=0,per_head=true", "low_bits is 0; accepted: 1 to 4 with per_head"),
+        ("h2o,heavy=1.5", "heavy is 1.5; accepted: 0 to 1"),
+        ("h2o,newest=-0.1", "newest is -0.1"),
+        ("h2o,per_head=true", "per_head is true; accepted: false for the policy h2o"),
+        ("snapkv,per_head=true", "per_head is true"),
+        ("gear,rank=17", "rank is 17; accepted: 0 to 16"),
+        ("gear,window_rank=-1", "window_rank is -1"),
+        ("gear,outliers=0.3", "outliers is 0.3; accepted: 0 to 0.2"),
         ("zipcache,ratio=nan", "ratio is nan"),
         ("zipcache,high_bits=9", "high_bits is 9; accepted: 1 to 8"),
         ("zipcache,high_bits=0", "high_bits is 0"),
@@ -482,7 +515,7 @@ def test_options_survive_their_word(word: str) -> None:
         ("zipcache,low_bits=-1", "low_bits is -1"),
         ("zipcache,low_bits=0,per_head=true", "low_bits is 0; accepted: 1 to 4 with per_head"),
         ("zipcache,saliency=best", "saliency is 'best'; accepted: normalized, accumulated, recent, random"),
-        ("zipcache,probes=none", "probes is 'none'; accepted: random[+]recent"),
+        ("zipcache,probes=none", "probes is 'none'; accepted: random[+]recent, random, recent, all, newest32"),
         ("zipcache,random_probes=-0.1", "random_probes is -0.1"),
         ("zipcache,recent_probes=2", "recent_probes is 2"),
         ("zipcache,keys=cst", "keys is 'cst'; accepted: channelwise, groupwise, tokenwise"),
@@ -510,7 +543,7 @@ def test_options_of_wrong_types_are_named(kwargs: dict[str, object]) -> None:
 
 def test_a_policy_that_does_not_fit_the_model_says_so(tmp_path: Path) -> None:
     model = tiny(tmp_path, tiny_models.SHAPES["llama"])  # heads of 8 channels
-    for kv in ("q8_0", "q4_0", "uniform,keys=groupwise", "zipcache,values=groupwise"):
+    for kv in ("q8_0", "q4_0", "uniform,keys=groupwise", "zipcache,values=groupwise", "kivi"):
         with pytest.raises(ArgumentError, match="the model's heads have 8; accepted: multiples of 32"):
             opened(model, kv)
 

@@ -64,6 +64,7 @@ class Trial {
     void decode(float * out) {
         const int64_t t = cache_.size(), dim = h_.head_dim;
         cache_.make_room(in_turn);
+        cache_.release_scratch();
         const GgmlContext context(ggml_init({size_t(1) << 20, nullptr, false}));
         ggml_context * ctx = context.get();
         ggml_tensor * q = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, dim, h_.n_heads, 1);

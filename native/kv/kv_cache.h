@@ -77,7 +77,10 @@ class KvCache {
     int64_t least_kept() const;
     KvCache clone() const;  // shares the segments
     void clear();           // forgets all tokens and frees their memory
-    void release_scratch() { scratch_ = Window(); }
+    void release_scratch() {
+        scratch_ = Window();
+        past_ = {};
+    }
 
     // Changes whenever memory of a window moved: graphs that hold the tensors below are then stale.
     uint64_t version() const { return version_; }

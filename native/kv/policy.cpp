@@ -303,8 +303,11 @@ void check_options(const KvOptions & o) {
     }
     one_of<int>("keys", o.keys, {{"channelwise", 0}, {"groupwise", 0}, {"tokenwise", 0}});
     one_of<int>("values", o.values, {{"cst", 0}, {"groupwise", 0}, {"tokenwise", 0}, {"channelwise", 0}});
+    // a later prefill needs rows that all heads have
+    if ((name == Name::h2o || name == Name::snapkv) && o.per_head) {
+        refuse("per_head", "true", "false for the policy " + o.policy);
+    }
     if ((name == Name::zipcache || name == Name::mikv) && o.per_head && o.low_bits == 0) {
-        // a later prefill needs rows that all heads have
         refuse("low_bits", o.low_bits, "1 to " + std::to_string(o.high_bits) + " with per_head");
     }
 }

@@ -6,6 +6,7 @@
 #include "check.h"
 #include "common/error.h"
 #include "kv/balance.h"
+#include "kv/evict.h"
 #include "kv/water_fill.h"
 
 using namespace zipcache;
@@ -357,6 +358,99 @@ TEST(the_normalizer_is_the_root_of_the_largest) {
             most = std::max(most, std::fabs(ggml_fp16_to_fp32(x.v[(j / dim * x.stride + t) * dim + j % dim])));
         }
         CHECK(std::fabs(normalizer[j] - std::sqrt(std::max(most, 1e-5f))) < 1e-6f);
+    }
+}
+
+// Row i stands at position 10 + 2 i; every second token went before.
+Contest contest_of(std::mt19937 & random, int64_t n_rows) {
+    Contest c = {{}, {}, 10, 10 + 2 * n_rows};
+    for (int64_t i = 0; i < n_rows; ++i) {
+        c.position.push_back(10 + 2 * i);
+        c.score.push_back(float(random() % 50));
+    }
+    return c;
+}
+
+TEST(of_tokens_that_compete_the_newest_and_the_heaviest_stay) {
+    std::mt19937 random(test_seed());
+    for (int i = 0; i < n_cases(60); ++i) {
+        Policy policy;
+        policy.share = double(random() % 6) / 10;
+        policy.newest = double(random() % 6) / 10;
+        Contest c = contest_of(random, 1 + int64_t(random() % (i % 10 == 0 ? 40000 : 300)));
+        c.begin += int64_t(random() % 5);  // what lies before has no part in it
+        const auto runs = hold(policy, c);
+        const int64_t n = c.end - c.begin, n_newest = policy.n_newest(n), n_salient = policy.n_salient(n);
+        int64_t position = c.begin, heavy = 0, candidates = 0;
+        float least_kept = INFINITY, most_gone = -INFINITY;
+        for (const Kept & run : runs) {
+            CHECK(run.tier.size() <= UINT16_MAX && run.row.size() == run.tier.size() &&
+                  run.score.size() == run.tier.size());
+            for (size_t t = 0; t < run.tier.size(); ++t, ++position) {
+                const bool is_row = position % 2 == 0 && position >= 10, is_new = position >= c.end - n_newest;
+                CHECK(is_row || run.tier[t] == 1);
+                CHECK(!is_row || !is_new || run.tier[t] == 0);
+                if (run.tier[t] == 0) {
+                    CHECK(c.position[run.row[t]] == position && c.score[run.row[t]] == run.score[t]);
+                }
+                if (is_row && !is_new) {
+                    const float score = c.score[(position - 10) / 2];
+                    ++candidates;
+                    heavy += run.tier[t] == 0;
+                    (run.tier[t] == 0 ? least_kept : most_gone) =
+                        run.tier[t] == 0 ? std::min(least_kept, score) : std::max(most_gone, score);
+                }
+            }
+        }
+        CHECK(position == c.end);
+        CHECK(heavy == std::min(n_salient, candidates));
+        CHECK(least_kept >= most_gone);
+    }
+}
+
+TEST(the_balancer_of_outliers_is_what_its_definition_says) {
+    std::mt19937 random(test_seed());
+    Layer x = random_layer(random);
+    const int dim = x.h.head_dim, group = x.h.n_heads / x.h.n_kv_heads;
+    const int64_t first = x.n / 3, n = x.n - first;
+    const Balance b = find_peaks(x.rows(), first, n, x.probes, x.h);
+    CHECK(b.k_divisor.size() == size_t(x.h.n_kv_heads) * dim && b.v_divisor.empty());
+    for (int j = 0; j < x.h.n_kv_heads * dim; ++j) {
+        float k = 0, q = 0;
+        for (int64_t t = first; t < x.n; ++t) {
+            k = std::max(k, std::fabs(ggml_fp16_to_fp32(x.k[(j / dim * x.stride + t) * dim + j % dim])));
+        }
+        for (int64_t i = 0; i < x.probes.size(); ++i) {
+            for (int r = j / dim * group; r < (j / dim + 1) * group; ++r) {
+                q = std::max(q, std::fabs(x.probe_q[(i * x.h.n_heads + r) * dim + j % dim]));
+            }
+        }
+        CHECK(std::fabs(b.k_divisor[j] / std::sqrt(k / q) - 1) < 1e-5);
+    }
+    const Balance none = find_peaks(x.rows(), first, n, {}, x.h);  // no queries: nothing to move
+    CHECK(std::all_of(none.k_divisor.begin(), none.k_divisor.end(), [](float c) { return c > 0 && std::isfinite(c); }));
+}
+
+TEST(pooled_saliency_is_the_largest_around) {
+    const HParams h = shape_of(2, 1, 8);
+    Policy policy = policy_with(Saliency::accumulated);
+    policy.pool = 3;
+    Scores scores;
+    scores.n = 6;
+    scores.score = {1, 0, 0, 5, 2, 0};
+    CHECK(saliency_of(policy, scores, h, 0) == std::vector<float>({1, 1, 5, 5, 5, 2}));
+}
+
+TEST(policies_that_only_the_host_has_are_named) {
+    const HParams h = shape_of(4, 2, 64);
+    const std::pair<const char *, const char *> cases[] = {
+        {"mikv", "balancer"}, {"h2o", "f16"},        {"snapkv", "f16"}, {"gear", "corrections"}, {"kivi", nullptr},
+        {"auto", nullptr},    {"zipcache", nullptr}, {"q8_0", nullptr}, {"f16", nullptr}};
+    for (const auto & [name, says] : cases) {
+        KvOptions options;
+        options.policy = name;
+        const char * what = host_only(*make_policy(options, h));
+        CHECK(says ? what && std::string(what).find(says) != std::string::npos : !what);
     }
 }
 
