@@ -70,8 +70,8 @@ TABLE_1 = Artefact(
     ("fidelity",),
     (
         Claim("channelwise K, CST V", "tokenwise K, V", "Table 1"),
-        Claim("channelwise K, CST V", "channelwise K, tokenwise V", "Table 1"),
-        Claim("channelwise K, tokenwise V", "tokenwise K, V", "Table 1"),
+        Claim("channelwise K, CST V", "channelwise K, tokenwise V", "section 4.1"),
+        Claim("channelwise K, tokenwise V", "tokenwise K, V", "section 4.1"),
     ),
 )
 
@@ -108,7 +108,6 @@ TABLE_3 = Artefact(
     (
         Claim("ZipCache", "KIVI-2", "Table 3"),
         Claim("ZipCache", "MiKV", "Table 3"),
-        Claim("ZipCache", "H2O", "Table 3"),
         Claim("KIVI-2", "MiKV", "Table 3"),
     ),
 )
@@ -124,9 +123,8 @@ TABLE_A = Artefact(
     ),
     ("fidelity",),
     (
-        Claim("normalized", "accumulated", "Table A"),
-        Claim("accumulated", "random", "section 4.2"),
-        Claim("normalized", "random", "section 4.2"),
+        Claim("normalized", "accumulated", "section 4.2"),
+        Claim("normalized", "random", "the premise"),
     ),
 )
 

@@ -44,9 +44,10 @@ class Verdict:
     def text(self) -> str:
         word = {True: "holds", False: "does not hold", None: "cannot be told apart"}[self.holds]
         claim = self.claim
+        side = "higher" if self.difference > 0 else "lower"
         return (
-            f"{claim.better} above {claim.worse} ({claim.source}): {word} here; "
-            f"KL {self.difference:+.3g} ± {self.half:.2g} nats in its favour"
+            f"{claim.better} above {claim.worse} ({claim.source}): {word} here; the KL of {claim.worse} is {side} "
+            f"by {abs(self.difference):.3g} ± {self.half:.2g} nats"
         )
 
 
