@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +43,7 @@ def write(figure: Figure, path: Path) -> None:
 
     metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
     try:
-        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "zipcache"}):
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "zipcache"}), _any_script():
             figure.savefig(path, dpi=160, metadata=metadata)
     except OSError as error:
         raise FileError(f"cannot write the plot: {error}") from error
@@ -71,7 +73,8 @@ def label_points(
     """Each label (x, y, text) beside its point, where no earlier label or point is."""
     from matplotlib.transforms import Bbox
 
-    figure.draw_without_rendering()  # settles the limits: only then do labels have a place
+    with _any_script():
+        figure.draw_without_rendering()  # settles the limits: only then do labels have a place
     centres = [axes.transData.transform((x, y)) for x, y, _ in points]
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in centres]
     for x, y, text in points:
@@ -83,6 +86,14 @@ def label_points(
             if axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1) and not box.count_overlaps(taken):
                 break
         taken.append(label.get_window_extent())
+
+
+@contextmanager
+def _any_script() -> Iterator[None]:
+    """Characters that the font lacks become boxes, without a word on stderr."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        yield
 
 
 def plain(text: str) -> str:

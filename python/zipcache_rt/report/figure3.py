@@ -41,17 +41,17 @@ def show(artefact: Artefact, found: Findings) -> Shown:
         }
         for t, piece in enumerate(saliency["pieces"])
     ]
-    return Shown(artefact, COLUMNS, rows, _draw(saliency), notes=[_halves(saliency)])
+    return Shown(artefact, COLUMNS, rows, _draw(saliency), notes=[_tenths(saliency)])
 
 
-def _halves(saliency: Mapping[str, Any]) -> str:
-    """The prior in figures: shares of salient tokens in the first and the last tenth."""
+def _tenths(saliency: Mapping[str, Any]) -> str:
+    """What each metric makes of the prompt's beginning and of its end."""
     told = []
     for metric in METRICS:
         share = np.asarray(saliency[metric]["salient"])
         tenth = max(1, len(share) // 10)
-        told.append(f"{metric}: {share[:tenth].mean():.0%} of the first tenth, {share[-tenth:].mean():.0%} of the last")
-    return "Salient among the 40 % - " + "; ".join(told) + "."
+        told.append(f"{metric}: {share[:tenth].mean():.0%} in the first tenth, {share[-tenth:].mean():.0%} in the last")
+    return "Mean probability of being salient, " + "; ".join(told) + "."
 
 
 def _draw(saliency: Mapping[str, Any]) -> Figure:
