@@ -24,6 +24,14 @@ PLACES = [(8, 5), (8, -13), (-8, 5), (-8, -13), (8, 18), (8, -26), (-8, 18), (-8
 ABOVE = [(3, 5), (-3, 5), *((side, up) for up in (17, 29, 41) for side in (3, -3))]
 
 
+@contextmanager
+def _any_script() -> Iterator[None]:
+    """Characters that the font lacks become boxes, without a word on stderr."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        yield
+
+
 def check(path: Path) -> None:
     """ArgumentError when no plot could be written there."""
     if path.suffix.lower() not in FORMATS:
@@ -63,6 +71,7 @@ def quiet(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+@_any_script()
 def label_points(
     figure: Figure,
     axes: Axes,
@@ -73,8 +82,7 @@ def label_points(
     """Each label (x, y, text) beside its point, where no earlier label or point is."""
     from matplotlib.transforms import Bbox
 
-    with _any_script():
-        figure.draw_without_rendering()  # settles the limits: only then do labels have a place
+    figure.draw_without_rendering()  # settles the limits: only then do labels have a place
     centres = [axes.transData.transform((x, y)) for x, y, _ in points]
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in centres]
     for x, y, text in points:
@@ -86,14 +94,6 @@ def label_points(
             if axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1) and not box.count_overlaps(taken):
                 break
         taken.append(label.get_window_extent())
-
-
-@contextmanager
-def _any_script() -> Iterator[None]:
-    """Characters that the font lacks become boxes, without a word on stderr."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")
-        yield
 
 
 def plain(text: str) -> str:
