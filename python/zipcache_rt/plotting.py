@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import cli
 from ._core import ArgumentError, FileError
@@ -77,7 +77,6 @@ def label_points(
     axes: Axes,
     points: Sequence[tuple[float, float, str]],
     places: Sequence[tuple[int, int]] = PLACES,
-    **style: Any,
 ) -> None:
     """Each label (x, y, text) beside its point, where no earlier label or point is."""
     from matplotlib.transforms import Bbox
@@ -86,7 +85,7 @@ def label_points(
     centres = [axes.transData.transform((x, y)) for x, y, _ in points]
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in centres]
     for x, y, text in points:
-        label = axes.annotate(plain(text), (x, y), xytext=places[0], textcoords="offset points", fontsize=9, **style)
+        label = axes.annotate(plain(text), (x, y), xytext=places[0], textcoords="offset points", fontsize=9)
         for right, up in places:
             label.set_position((right, up))
             label.set_horizontalalignment("left" if right > 0 else "right")
