@@ -20,19 +20,10 @@ def too_slow(began: float, done: float, total: int, limit: float) -> bool:
 
 def peak_bytes() -> int:
     """Most resident memory of this process since it began."""
-    status = _status("VmHWM")  # ru_maxrss would begin at the parent's peak on Linux
-    return status or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process now; 0 where the system does not tell."""
-    return _status("VmRSS")
-
-
-def _status(field: str) -> int:
-    path = Path("/proc/self/status")
+    path = Path("/proc/self/status")  # ru_maxrss would begin at the parent's peak on Linux
     lines = path.read_text().splitlines() if path.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)
+    status = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+    return status or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def in_fresh_process(script: str, *args: object) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from common import numbers_table
-from engines import Engine, LlamaCpp, Ours, Together, text_ids
+from engines import Engine, LlamaCpp, Ours, Together
 from zipcache_rt import KvOptions, Model, _core, cli
+from zipcache_rt.report.texts import reference_ids
 
 Times = dict[str, list[float]]  # side -> seconds of each run
 Rates = dict[str, float]  # side -> tokens/s, or a ratio of two
@@ -71,7 +72,7 @@ def compare(path: Path, args: argparse.Namespace) -> tuple[list[Engine], dict[Ce
     model = Model(path, device=args.device, threads=args.threads)
     wanted = cells(args)
     n_ctx = max(cell.depth + 1 + max(cell.n, 16) for cell in wanted)
-    ids = text_ids(model, n_ctx)
+    ids = reference_ids(model, n_ctx)
     with ExitStack() as stack:
         sides = [side for kv in args.kv for side in our_sides(model, ids, n_ctx, kv, args)]
         if args.vs:

@@ -7,27 +7,10 @@ import time
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from pathlib import Path
-from pydoc_data.topics import topics
-from random import Random
 from typing import Any
 
 from common import too_slow
 from zipcache_rt import KvOptions, Model, Session
-
-
-def text_ids(model: Model, n: int) -> list[int]:
-    """Token ids of the Python reference's text, repeated to length: real words, and the same ones for every engine.
-
-    A model without a tokenizer gets random ones.
-    """
-    if not model.info.has_tokenizer:
-        random = Random(0)
-        return [random.randrange(model.info.n_vocab) for _ in range(n)]
-    text = "\n".join(topics[name] for name in sorted(topics))
-    ids = model.tokenize(text[: 16 * n], special=False)
-    while len(ids) < n:
-        ids += ids
-    return ids[:n]
 
 
 class Engine(ABC):

@@ -11,7 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zipcache_rt import ArgumentError, FileError, KvOptions, Model, ModelError, Session, fidelity, fidelity_plot
+from zipcache_rt import (
+    ArgumentError,
+    FileError,
+    KvOptions,
+    Model,
+    ModelError,
+    Session,
+    fidelity,
+    fidelity_plot,
+    plotting,
+)
 from zipcache_rt.fidelity import Report, Text
 
 CONTEXT, CONTINUE = 64, 16
@@ -195,7 +205,7 @@ def test_tool_errors_are_one_line(smollm2_path: Path, arguments: tuple[str, ...]
 def test_a_plot_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ArgumentError, match=r"pip install 'zipcache-rt\[plot\]'"):
-        fidelity_plot.check(tmp_path / "a.png")
+        plotting.check(tmp_path / "a.png")
 
 
 def test_plot_of_many_policies(report: Report, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ void bind_session(pybind11::module_ & m);
 void bind_generate(pybind11::module_ & m);
 void bind_bench(pybind11::module_ & m);
 void bind_quantize(pybind11::module_ & m);
+void bind_scores(pybind11::module_ & m);
 void bind_trial(pybind11::module_ & m);
 
 pybind11::dict dict_of(const KvStats & stats);

@@ -63,4 +63,5 @@ PYBIND11_MODULE(_core, m) {
     zipcache::bind_bench(m);
     zipcache::bind_trial(m);
     zipcache::bind_quantize(m);
+    zipcache::bind_scores(m);
 }

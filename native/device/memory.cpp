@@ -48,9 +48,9 @@ void Bytes::clear() {
     }
 }
 
-OwnTensor::OwnTensor(const Device & device, ggml_type type, int64_t n_columns, int64_t n_rows)
+OwnTensor::OwnTensor(const Device & device, ggml_type type, int64_t n_columns, int64_t n_rows, int64_t n_planes)
     : context(ggml_init({ggml_tensor_overhead(), nullptr, true})) {
-    tensor = ggml_new_tensor_2d(context.get(), type, n_columns, n_rows);
+    tensor = ggml_new_tensor_3d(context.get(), type, n_columns, n_rows, n_planes);
     buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(context.get(), device.memory()));
     if (!buffer) {
         throw ContextError("not enough memory for " + std::to_string(ggml_nbytes(tensor)) + " bytes of activations");

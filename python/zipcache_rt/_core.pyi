@@ -30,6 +30,13 @@ def cuda_devices() -> dict[str, Any]:
 def quantize(values: NDArray[np.float32], type: int, threads: int, name: str) -> NDArray[np.uint8]:
     """[n_rows, n_columns] -> [n_rows, bytes of a row] in ggml's type of that number; threads: 0 for one a core."""
 
+def score_prompt(
+    model: Model, tokens: NDArray[np.int32], options: KvOptions, progress: Progress | None
+) -> dict[str, NDArray[Any]]:
+    """{"probes": int64 [n_probes] rising, "score": float32 [n_layers, n_kv_heads, n_tokens]: the attention that a token
+    got from the probes, summed over them and the heads of its group, "seen": float32 [n_layers, n_tokens]: probes that
+    see it}. Of the options those of the probes count."""
+
 def bench_attend_kv(
     *,
     layout: str,

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import tempfile
@@ -16,10 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from . import checks, cli, fidelity_plot
+from . import checks, cli, fidelity_plot, plotting
 from ._core import ArgumentError, FileError
 from .fidelity_data import Text, read
 from .fidelity_report import CONTROL, Figures, Report, Result, Run, TextFacts
+from .hashes import ids_sha256
 from .model import Model
 from .options import KvOptions
 from .session import Session
@@ -134,8 +134,7 @@ def _check(model: Model, texts: Sequence[Text], context: int, n_continue: int, n
 
 
 def _facts(text: Text, n_tokens: int) -> TextFacts:
-    ids = np.asarray(text.tokens[:n_tokens], "<i4").tobytes()
-    return TextFacts(text.name, len(text.tokens) + text.skipped, text.skipped, hashlib.sha256(ids).hexdigest())
+    return TextFacts(text.name, len(text.tokens) + text.skipped, text.skipped, ids_sha256(text.tokens[:n_tokens]))
 
 
 @contextmanager
@@ -195,7 +194,7 @@ def check_outputs(args: argparse.Namespace) -> None:
     """Finds before the work what would fail after it."""
     cli.check_folder(args.json, args.plot)
     if args.plot:
-        fidelity_plot.check(args.plot)
+        plotting.check(args.plot)
 
 
 def main() -> int:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from numpy.typing import NDArray
+
 from . import _core, checks, templates
 from .options import KvOptions, SamplerOptions
 from .session import Piece, Session, generate_together
@@ -114,6 +116,14 @@ class Model:
         """
         return self._open.detokenize(checks.token_ids(ids, "ids"), bool(special)).decode("utf-8", "replace")
 
+    def piece(self, token: int) -> str:
+        """The text of one token within a sequence; bytes that are no UTF-8 become U+FFFD.
+
+        Raises ArgumentError for an id that the model does not have, ModelError without a tokenizer.
+        """
+        number = checks.integer(token, "token", 0, self.info.n_vocab - 1, f"0 to {self.info.n_vocab - 1}")
+        return self._open.piece(number, True).decode("utf-8", "replace")
+
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """The prompt that the model's own template makes of a conversation.
 
@@ -145,6 +155,17 @@ class Model:
             most = self.info.n_ctx_train
             n_ctx = checks.integer(n_ctx, "n_ctx", 1, most, f"1 to {most}, or None for all")
         return Session(self, self._open.session(n_ctx or 0, kv.to_core()))
+
+    def score_prompt(
+        self, tokens: Iterable[int], *, kv: KvOptions, progress: _core.Progress | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """The attention that each token of a prompt gets, in every layer: saliency.measure() makes sense of it.
+
+        kv: whose probes to take. As native score_prompt() returns it. Raises ArgumentError.
+        """
+        checks.instance(kv, KvOptions, "kv")
+        checks.callback(progress, "progress")
+        return _core.score_prompt(self._open, checks.token_array(tokens, "tokens"), kv.to_core(), progress)
 
     def load_session(self, path: str | os.PathLike[str]) -> Session:
         """The conversation that Session.save() wrote to a file, with the n_ctx and the KV options it had.

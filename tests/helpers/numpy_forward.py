@@ -33,18 +33,22 @@ def rope(x: Array, shape: Shape, base: float, factors: Array | None, scale: floa
     return out
 
 
-def attention(q: Array, k: Array, v: Array, window: int) -> Array:
-    """q [n, n_heads, d], k and v [n, n_kv_heads, d] -> [n, n_heads * d]; causal, newest `window` keys (0: all)."""
+def probabilities(q: Array, k: Array, window: int) -> Array:
+    """q [n, n_heads, d], k [n, n_kv_heads, d] -> [n_heads, n, n]; causal, newest `window` keys (0: all)."""
     n, n_heads, head_dim = q.shape
-    group = n_heads // k.shape[1]
-    k, v = np.repeat(k, group, 1), np.repeat(v, group, 1)
+    k = np.repeat(k, n_heads // k.shape[1], 1)
     logits = np.einsum("ihd,jhd->hij", q, k) / np.sqrt(head_dim)
     i, j = np.mgrid[:n, :n]
     seen = (j <= i) & ((i - j < window) if window else True)
     logits = np.where(seen, logits, -np.inf)
     p = np.exp(logits - logits.max(-1, keepdims=True))
-    p /= p.sum(-1, keepdims=True)
-    result: Array = np.einsum("hij,jhd->ihd", p, v).reshape(n, -1)
+    return np.asarray(p / p.sum(-1, keepdims=True))
+
+
+def attention(p: Array, v: Array) -> Array:
+    """p [n_heads, n, n], v [n, n_kv_heads, d] -> [n, n_heads * d]."""
+    v = np.repeat(v, len(p) // v.shape[1], 1)
+    result: Array = np.einsum("hij,jhd->ihd", p, v).reshape(len(v), -1)
     return result
 
 
@@ -71,18 +75,18 @@ def gelu(x: Array) -> Array:
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def logits(shape: Shape, weights: Weights, tokens: NDArray[np.int32]) -> Array:
-    """float64 [n_tokens, n_vocab]."""
+def logits(shape: Shape, weights: Weights, tokens: NDArray[np.int32], attended: list[Array] | None = None) -> Array:
+    """float64 [n_tokens, n_vocab]. attended: takes the attention probabilities of each layer, [n_heads, n, n]."""
     w = {name: value.astype(np.float64) for name, value in weights.items()}
     gemma = shape.architecture == "gemma3"
     x = w["token_embd.weight"][tokens] * (np.sqrt(shape.n_embd) if gemma else 1)
     for i in range(shape.n_layers):
-        x = layer(shape, {k.removeprefix(f"blk.{i}."): v for k, v in w.items()}, i, x)
+        x = layer(shape, {k.removeprefix(f"blk.{i}."): v for k, v in w.items()}, i, x, attended)
     x = rms_norm(x, w["output_norm.weight"])
     return x @ w["token_embd.weight" if shape.tied else "output.weight"].T
 
 
-def layer(shape: Shape, w: dict[str, Array], index: int, x: Array) -> Array:
+def layer(shape: Shape, w: dict[str, Array], index: int, x: Array, attended: list[Array] | None = None) -> Array:
     gemma = shape.architecture == "gemma3"
     sliding = shape.sliding_window if not gemma or (index + 1) % 6 else 0
     base = 10000.0 if gemma and sliding else shape.rope_base
@@ -98,7 +102,10 @@ def layer(shape: Shape, w: dict[str, Array], index: int, x: Array) -> Array:
         q, k = rms_norm(q, w["attn_q_norm.weight"]), rms_norm(k, w["attn_k_norm.weight"])
     factors = w.get("rope_freqs.weight")
     q, k = (rope(t, shape, base, factors, scale) for t in (q, k))
-    out = attention(q, k, v, sliding) @ w["attn_output.weight"].T
+    p = probabilities(q, k, sliding)
+    if attended is not None:
+        attended.append(p)
+    out = attention(p, v) @ w["attn_output.weight"].T
     x = x + (rms_norm(out, w["post_attention_norm.weight"]) if shape.post_norms else out)
     h = rms_norm(x, w["ffn_norm.weight"])
     if shape.n_experts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,10 +9,9 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
 from .. import checks
-from .._core import ArgumentError, ContextError, FileError
+from .._core import ArgumentError, ContextError
+from ..hashes import file_sha256, ids_sha256
 from ..model import Model
 from ..options import KvOptions
 from ..work import Work
@@ -86,7 +84,7 @@ def _plan(model: Model, task: Task, policies: Sequence[str], options: RunOptions
         task=task.name,
         metric=task.metric,
         model=Path(model.info.path).name,
-        model_sha256=_file_sha256(model.info.path),
+        model_sha256=file_sha256(model.info.path),
         device=model.info.device,
         options={
             **task.options,
@@ -136,13 +134,12 @@ def _n_ctx(cases: Sequence[Prepared], model: Model, n_ctx: int | None) -> int:
 def _asked(blank: Record, prepared: Prepared, policy: str) -> Record:
     """A blank record with all that its key takes."""
     case = prepared.case
-    ids = np.asarray((*prepared.tokens, *case.continuation), "<i4")
     return replace(
         blank,
         case=case.id,
         group=case.group,
         policy=policy,
-        prompt_sha256=hashlib.sha256(ids.tobytes()).hexdigest(),
+        prompt_sha256=ids_sha256((*prepared.tokens, *case.continuation)),
         prompt_tokens=len(prepared.tokens),
         shared_tokens=prepared.shared,
         expected=case.expected,
@@ -153,14 +150,3 @@ def _rescore(results: Results, task: Task, case: Case, known: Record) -> None:
     score = task.score(case, known.reply)
     if score is not None:
         results.add(replace(known, score=score))
-
-
-def _file_sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    try:
-        with Path(path).open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    except OSError as error:
-        raise FileError(f"cannot read the model {path}: {error.strerror or error}") from error
-    return digest.hexdigest()
