@@ -75,9 +75,9 @@ class Trial {
             ggml_fp16_to_fp32_row(row_of(k_, head, t), static_cast<float *>(k->data) + head * dim, dim);
             ggml_fp16_to_fp32_row(row_of(v_, head, t), static_cast<float *>(v->data) + head * dim, dim);
         }
-        const TokenPlace place = {cache_.k(0), cache_.v(0), number(ctx, cache_.window_size()),
-                                  number(ctx, cache_.window_size() + 1)};
-        ggml_tensor * result = cache_.view(0).attend(ctx, q, k, v, place);
+        const auto layer = device_.batch_view({&cache_.view(0)});
+        layer->refresh();
+        ggml_tensor * result = layer->attend(ctx, {q, k, v, number(ctx, cache_.window_size() + 1)});
         ggml_cgraph * graph = ggml_new_graph(ctx);
         ggml_build_forward_expand(graph, result);
         device_.compute(graph, std::atomic<bool>{false});

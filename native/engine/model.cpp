@@ -105,7 +105,7 @@ MemoryPlan plan_memory(const std::shared_ptr<const GgufFile> & file, int64_t n_c
     plan.weights_mapped = network->storage->mapped_bytes();
     plan.weights_repacked = network->storage->repacked_bytes();
     const auto policy = make_policy(kv, h);
-    plan.kv_bytes = plan_kv(*policy, h, n_ctx).cache_bytes;
+    plan.kv_bytes = plan_kv(*policy, h, n_ctx);
     for_stretches(n_ctx, [&](int64_t n_past, int64_t n) {
         plan.scratch_bytes =
             std::max(plan.scratch_bytes, stretch_bytes(h, policy->compresses, CpuDevice::kChunk, n_past, n));

@@ -11,7 +11,7 @@ namespace zipcache {
 namespace {
 
 void check_length(const Model & model, size_t n_tokens) {
-    const int64_t most = std::min<int64_t>(model.hparams().n_ctx_train, Session::kStretch);
+    const int64_t most = std::min<int64_t>(model.hparams().n_ctx_train, Session::stretch_after(0));
     if (n_tokens < 1 || n_tokens > size_t(most)) {
         throw ArgumentError("score_prompt got " + std::to_string(n_tokens) + " tokens; accepted: 1 to " +
                             std::to_string(most));
@@ -74,8 +74,9 @@ PromptScores score_prompt(Model & model, const int32_t * tokens, size_t n_tokens
     Probes probes;
     probes.row = all.probes;
     for (int layer = 0; layer < h.n_layers; ++layer) {
-        for (int64_t first = 0; first < n; first += graphs.chunk()) {
-            graphs.layer(rows, layer, 0, first, std::min<int64_t>(graphs.chunk(), n - first), cancel);
+        const int64_t chunk = graphs.chunk(n);
+        for (int64_t first = 0; first < n; first += chunk) {
+            graphs.layer(rows, layer, 0, first, std::min(chunk, n - first), cancel);
         }
         std::vector<uint16_t> keys;
         std::vector<float> queries;

@@ -32,26 +32,24 @@ size_t segment_bytes(const Policy & policy, const HParams & h, int64_t n) {
 
 }  // namespace
 
-KvPlan plan_kv(const Policy & policy, const HParams & h, int64_t n_tokens) {
-    KvPlan plan;
+size_t plan_kv(const Policy & policy, const HParams & h, int64_t n_tokens) {
     if (!policy.compresses) {
-        plan.cache_bytes = f16_cache_bytes(h, n_tokens);
-        return plan;
+        return f16_cache_bytes(h, n_tokens);
     }
     const size_t row = f16_cache_bytes(h, 1) / h.n_layers;
-    plan.cache_bytes = row * h.n_layers * policy.window_capacity();
+    size_t bytes = row * h.n_layers * policy.window_capacity();
     if (policy.wants_decode_probes()) {
         const size_t n_queries = choose_probes(policy.options, policy.window_capacity(), 0).size() * h.n_heads;
-        plan.cache_bytes += h.n_layers * n_queries * (h.head_dim * sizeof(uint16_t) + sizeof(float));
+        bytes += h.n_layers * n_queries * (h.head_dim * sizeof(uint16_t) + sizeof(float));
     }
     for (int layer = 0; layer < h.n_layers; ++layer) {
         int64_t n = n_tokens < policy.window_capacity() ? 0 : policy.whole(n_tokens - policy.n_recent);
         if (const int64_t sliding = h.window_of(layer); sliding > 0) {
             n = std::min(n, std::max<int64_t>(0, sliding - 1 - policy.n_recent));
         }
-        plan.cache_bytes += n > 0 ? segment_bytes(policy, h, n) : 0;
+        bytes += n > 0 ? segment_bytes(policy, h, n) : 0;
     }
-    return plan;
+    return bytes;
 }
 
 }  // namespace zipcache

@@ -6,11 +6,7 @@
 
 namespace zipcache {
 
-// What a cache will take, before there is one.
-struct KvPlan {
-    size_t cache_bytes = 0;    // at n_tokens tokens of one prompt, without slack
-};
-
-KvPlan plan_kv(const Policy & policy, const HParams & h, int64_t n_tokens);
+// Bytes that a cache will take at n_tokens tokens of one prompt, without slack, before there is one.
+size_t plan_kv(const Policy & policy, const HParams & h, int64_t n_tokens);
 
 }  // namespace zipcache
