@@ -27,8 +27,9 @@ constexpr size_t kSlot = 32;  // most bytes of a lane's value
 const uint8_t * exchange(const char * what, const void * value, size_t n_bytes);
 uint32_t lane();
 
-// Accesses of a SIMD-group function, by nobody knows which lane.
-void touch(const void * at, size_t n_bytes, bool write);
+// Accesses of a SIMD-group function to one element, by nobody knows which lane.
+void load_element(void * to, const void * from, size_t n_bytes);
+void store_element(void * to, const void * from, size_t n_bytes);
 
 enum class Atomic { add, max, min, load, store };
 uint32_t atomic(uint32_t * at, Atomic what, uint32_t operand);

@@ -308,11 +308,21 @@ const uint8_t * exchange(const char * what, const void * value, size_t n_bytes) 
 
 uint32_t lane() { return uint32_t(machine().fibers.running() % kLanes); }
 
-void touch(const void * at, size_t n_bytes, bool write) { access_as(at, n_bytes, n_bytes, write, kNoThread, false); }
+void load_element(void * to, const void * from, size_t n_bytes) {
+    access_as(from, n_bytes, n_bytes, false, kNoThread, false);
+    std::memcpy(to, from, n_bytes);
+}
+
+void store_element(void * to, const void * from, size_t n_bytes) {
+    access_as(to, n_bytes, n_bytes, true, kNoThread, false);
+    std::memcpy(to, from, n_bytes);
+}
 
 void access(const void * at, size_t n_bytes, size_t alignment, bool write) {
     const Fibers & fibers = machine().fibers;
-    if (fibers.running() >= 0 && !fibers.on_stack(at)) {
+    const auto & simds = machine().simds;
+    const bool is_slot = at >= simds.data() && at < simds.data() + simds.size();  // the shim reads what it exchanged
+    if (fibers.running() >= 0 && !fibers.on_stack(at) && !is_slot) {
         access_as(at, n_bytes, alignment, write, uint16_t(fibers.running()), false);
     }
 }
