@@ -223,13 +223,17 @@ struct ScoreParams {
     float scale;
 };
 
-// Two tiles of f16 (rows, tokens), their products [kScoreRows][kScoreTokens] f32.
+// Keys [kScoreTokens][head_dim + 8] f16, then logits [kScoreRows][kScoreTokens] f32.
 constexpr int score_tile_bytes(int head_dim) {
-    return 32 * (head_dim + 8) * 2;
+    return kScoreTokens * (head_dim + 8) * 2;
+}
+
+constexpr int score_threadgroup_bytes(int head_dim) {
+    return score_tile_bytes(head_dim) + kScoreRows * kScoreTokens * 4;
 }
 
 constexpr int score_threads() {
-    return 128;
+    return kScoreRows / 8 * lanes::kLanes;
 }
 
 // ---- top_ratio ----
