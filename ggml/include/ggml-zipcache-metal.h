@@ -122,9 +122,9 @@ struct ggml_zipcache_metal_sequence {
 struct ggml_zipcache_metal_index_args {
     int32_t n_kv_heads;
     int32_t head_dim;
-    int32_t max_segments;                  // at most 65535
-    int32_t max_blocks;                    // a head's, of all segments: the sum of ggml_zipcache_cuda_max_blocks
-    ggml_zipcache_metal_address segments;  // [max_segments] ggml_zipcache_metal_segment
+    int32_t max_segments;                    // at most 65535
+    int32_t max_blocks;                      // a head's, of all segments: the sum of ggml_zipcache_cuda_max_blocks
+    ggml_zipcache_metal_address segments;    // [max_segments] ggml_zipcache_metal_segment
     ggml_zipcache_metal_address n_segments;  // [1] i32
     ggml_zipcache_metal_address index;       // 32-byte aligned
 };
@@ -140,10 +140,10 @@ struct ggml_zipcache_metal_attend_args {
     int32_t n_sequences;
     int32_t n_heads;  // a multiple of n_kv_heads, at most 16 times
     int32_t n_kv_heads;
-    int32_t head_dim;        // 64, 80, 96, 128, 256
-    float scale;             // multiplies q . k
-    int32_t sliding_window;  // only the newest so many tokens of the window are seen; 0: all
-    int32_t n_groups;        // threadgroups wanted: about four for each core of the GPU
+    int32_t head_dim;                       // 64, 80, 96, 128, 256
+    float scale;                            // multiplies q . k
+    int32_t sliding_window;                 // only the newest so many tokens of the window are seen; 0: all
+    int32_t n_groups;                       // threadgroups wanted: about four for each core of the GPU
     ggml_zipcache_metal_address sequences;  // [n_sequences] ggml_zipcache_metal_sequence
     ggml_zipcache_metal_address q;          // [n_sequences, n_heads, head_dim] f32
     ggml_zipcache_metal_address out;        // [n_sequences, n_heads, head_dim] f32

@@ -19,7 +19,7 @@ namespace zipcache {
 namespace lanes {
 
 enum : int {
-    kStep = 16,   // places are padded to
+    kStep = 16,  // places are padded to
     kLanes = 32,
 };
 

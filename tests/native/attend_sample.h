@@ -157,8 +157,8 @@ inline std::string described(const Case & c) {
     return text;
 }
 
-// What a device made of one sequence of a case. probe_q [2, n_heads, head_dim] and log_sum [2, n_heads] were 0xFF; slot 1
-// is that of the last token.
+// What a device made of one sequence of a case. probe_q [2, n_heads, head_dim] and log_sum [2, n_heads] were 0xFF; slot
+// 1 is that of the last token.
 struct Attended {
     const float * out;
     const uint16_t * probe_q;

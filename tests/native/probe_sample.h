@@ -27,7 +27,7 @@ struct ProbeSample {
     std::vector<float> q;
     std::vector<int64_t> position;
     ggml_zipcache_probes probes;
-    std::vector<float> before;                  // [n_kv_heads, n_tokens]: sums to be added to
+    std::vector<float> before;                   // [n_kv_heads, n_tokens]: sums to be added to
     std::vector<float> want_score, want_square;  // by the reference
 
     ProbeSample(const ProbeShape & c, std::mt19937 & random) {

@@ -8,5 +8,4 @@
         uint simd_index [[simdgroup_index_in_threadgroup]], uint lane_index [[thread_index_in_simdgroup]]
 
 // A function of the library: an instance of a kernel template, under a name of its own.
-#define INSTANTIATE_KERNEL(name, ...) \
-    template [[host_name(name)]] [[kernel]] decltype(__VA_ARGS__) __VA_ARGS__;
+#define INSTANTIATE_KERNEL(name, ...) template [[host_name(name)]] [[kernel]] decltype(__VA_ARGS__) __VA_ARGS__;

@@ -21,23 +21,29 @@ inline float range_of(uint u) {
 // How one side of a tier reads its parameters.
 struct ParamReader {
     int kind;
-    int n;  // entries
+    int n;                       // entries
     float range_unit, mid_unit;  // mid_unit 0: middles are 256ths of the range
     float low, step, bias;       // shrink / 2, shrink / (2^bits - 1), 2^(bits - 1)
 
     // x: scale, y: min
     float2 at(device const uchar * data, int i) const {
+        float2 param;
         if (kind == kF16Pair) {
-            return float2(half_at(data + i * 4), half_at(data + i * 4 + 2));
+            param.x = half_at(data + i * 4);
+            param.y = half_at(data + i * 4 + 2);
+            return param;
         }
         if (kind == kF16Scale) {
-            const float scale = half_at(data + i * 2);
-            return float2(scale, -bias * scale);
+            param.x = half_at(data + i * 2);
+            param.y = -bias * param.x;
+            return param;
         }
         const float range = range_of(data[i]) * range_unit;
         const float mid = kind == kF8Pair ? float(reinterpret_cast<device const int8_t *>(data)[n + i]) : 0.0f;
         const float middle = mid * (mid_unit > 0 ? mid_unit : range * (1.0f / 256));
-        return float2(range * step, middle - range * low);
+        param.x = range * step;
+        param.y = middle - range * low;
+        return param;
     }
 };
 
@@ -55,13 +61,13 @@ inline ParamReader param_reader(int kind, int n, int scope, int bits, float shri
 
 // Decodes what 16 places of a block need, by one SIMD-group: [D] of channels, or [D / block][16] of tokens.
 template <int D>
-inline void stage_params(thread const ParamReader & reader, device const uchar * data, int scope, int block, int n_places,
-                         int step, int lane, threadgroup float2 * staged) {
+inline void stage_params(thread const ParamReader & reader, device const uchar * data, int scope, int block,
+                         int n_places, int step, int lane, threadgroup float2 * staged) {
     const bool by_token = scope == kScopeToken;
     const int n = by_token ? D / block * kStep : D;
     for (int i = lane; i < n; i += kLanes) {
-        const int at = by_token ? i / kStep * n_places + place_index(step * kStep + i % kStep, n_places)
-                                : channel_index(i, D);
+        const int at =
+            by_token ? i / kStep * n_places + place_index(step * kStep + i % kStep, n_places) : channel_index(i, D);
         staged[i] = reader.at(data, at);
     }
 }

@@ -14,14 +14,14 @@ const int kDims[] = {64, 80, 96, 128, 256};
 std::vector<uint8_t> quantize(const Sample & s, size_t capacity) {
     Buffers buffers;
     const auto & f = s.format;
-    const ggml_zipcache_metal_rows rows = {
-        buffers.send(f),           s.n_tokens,                s.stride,             buffers.send(s.k), buffers.send(s.v),
-        buffers.send(s.k_divisor), buffers.send(s.v_divisor), buffers.send(s.tier), 0};
+    const ggml_zipcache_metal_rows rows = {buffers.send(f),           s.n_tokens,           s.stride,
+                                           buffers.send(s.k),         buffers.send(s.v),    buffers.send(s.k_divisor),
+                                           buffers.send(s.v_divisor), buffers.send(s.tier), 0};
     auto * to = buffers.room<uint8_t>(capacity);
     auto * work = buffers.room<uint8_t>(ggml_zipcache_metal_quantize_kv_workspace(&f, s.n_tokens));
     const auto encoder = emulator::encoder();
-    check_op(ggml_zipcache_metal_quantize_kv(&f, &rows, Buffers::address(to), capacity, Buffers::address(work),
-                                             &encoder));
+    check_op(
+        ggml_zipcache_metal_quantize_kv(&f, &rows, Buffers::address(to), capacity, Buffers::address(work), &encoder));
     return std::vector<uint8_t>(to, to + capacity);
 }
 

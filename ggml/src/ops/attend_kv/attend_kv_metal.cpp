@@ -68,10 +68,18 @@ const char * ggml_zipcache_metal_index_kv(const ggml_zipcache_metal_index_args *
         return "index_kv got a count out of range; accepted: KV heads from 1, segments up to 65535, blocks from 0";
     }
     const IndexPlaces at = index_places(a.n_kv_heads, a.max_segments, a.max_blocks);
-    const IndexParams params = {a.segments,          a.n_segments,         a.index,
-                                a.index + at.n_blocks, a.index + at.before,  a.index + at.run_end,
-                                a.index + at.records,  a.index + at.blocks,  a.n_kv_heads,
-                                a.head_dim,          a.max_segments,       a.max_blocks};
+    const IndexParams params = {a.segments,
+                                a.n_segments,
+                                a.index,
+                                a.index + at.n_blocks,
+                                a.index + at.before,
+                                a.index + at.run_end,
+                                a.index + at.records,
+                                a.index + at.blocks,
+                                a.n_kv_heads,
+                                a.head_dim,
+                                a.max_segments,
+                                a.max_blocks};
     const Encoder to(*encoder);
     to.dispatch("index_kv_segments", params, {a.n_kv_heads, 1, 1, kIndexThreads});
     to.dispatch("index_kv_blocks", params,

@@ -295,12 +295,10 @@ inline void add_block(device const BlockRef & ref, device const HeadRecord & rec
         load_codes<D>(k_codes, k_bits, n_steps, step, lane, k);
         load_codes<D>(v_codes, v_bits, n_steps, step, lane, v);
         if (step == 0 || k_scope == kScopeToken) {
-            stage_params<D>(k_reader, read_at<uchar>(ref.k_params), k_scope, k_block, n_places, step, lane,
-                            m.k_params);
+            stage_params<D>(k_reader, read_at<uchar>(ref.k_params), k_scope, k_block, n_places, step, lane, m.k_params);
         }
         if (v_bits > 0 && (step == 0 || v_scope == kScopeToken)) {
-            stage_params<D>(v_reader, read_at<uchar>(ref.v_params), v_scope, v_block, n_places, step, lane,
-                            m.v_params);
+            stage_params<D>(v_reader, read_at<uchar>(ref.v_params), v_scope, v_block, n_places, step, lane, m.v_params);
         }
         simdgroup_barrier(mem_flags::mem_threadgroup);
         decode_keys<D>(k, k_scope, k_block, m, lane);
@@ -320,7 +318,7 @@ template <int D>
 inline void copy_rows(device const half * rows, int first, int last, thread const AttendMemory & m, int lane) {
     for (int i = lane; i < 16 * (D / 8); i += kLanes) {
         const int row = i / (D / 8), chunk = i % (D / 8);
-        uint4 x = uint4(0, 0, 0, 0);
+        uint4 x = 0u;
         if (first + row < last) {
             x = *reinterpret_cast<device const uint4 *>(rows + ulong(first + row) * D + chunk * 8);
         }
@@ -331,8 +329,8 @@ inline void copy_rows(device const half * rows, int first, int last, thread cons
 
 // Tokens [first, last) of the window, at most kWindowTokens.
 template <int D>
-inline void add_window(device const half * k, device const half * v, int first, int last,
-                       thread const AttendMemory & m, int lane, thread Sums<D> & sums) {
+inline void add_window(device const half * k, device const half * v, int first, int last, thread const AttendMemory & m,
+                       int lane, thread Sums<D> & sums) {
     move_to<D>(plain_space(), m, lane, sums);
     for (; first < last; first += kStep) {
         copy_rows<D>(k, first, last, m, lane);
@@ -462,8 +460,7 @@ template <int Threads>
     device const Sequence & s = read_at<Sequence>(p.sequences)[group.y];
     const Pass pass = pass_of(p, s, int(group.x));
     const int dim = p.head_dim, stride = dim + 2;
-    const int slot =
-        s.probe_slot && pass.n_tokens > 0 ? read_at<int>(s.probe_slot)[pass.n_tokens - 1] : -1;
+    const int slot = s.probe_slot && pass.n_tokens > 0 ? read_at<int>(s.probe_slot)[pass.n_tokens - 1] : -1;
     const ulong item = ulong(group.y) * p.n_kv_heads * p.n_passes + group.x;
     device const float * parts = read_at<float>(p.partial) + item * p.n_splits * kRows * stride;
     const ulong first = (ulong(group.y) * p.n_heads + pass.row) * dim;

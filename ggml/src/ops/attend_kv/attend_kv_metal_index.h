@@ -127,8 +127,7 @@ template <int Threads>
             high = middle;
         }
     }
-    write_ref(p, head, low, number - before[low],
-              write_at<BlockRef>(p.blocks)[ulong(head) * p.max_blocks + number]);
+    write_ref(p, head, low, number - before[low], write_at<BlockRef>(p.blocks)[ulong(head) * p.max_blocks + number]);
 }
 
 // grid [n_kv_heads, n_sequences]

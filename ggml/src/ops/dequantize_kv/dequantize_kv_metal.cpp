@@ -35,8 +35,8 @@ void find_order(const ggml_zipcache_format & f, const ggml_zipcache_metal_rows &
                 address workspace, const Encoder & to) {
     const Sizes s(f, rows.n_tokens);
     to.fill(workspace, s.counts, ~0u);
-    const OrderParams params = {rows.format, 0,  segment, workspace + s.counts, workspace, int(rows.n_tokens),
-                                s.max_places};
+    const OrderParams params = {rows.format,        0,           segment, workspace + s.counts, workspace,
+                                int(rows.n_tokens), s.max_places};
     to.dispatch("order_tokens", params,
                 {f.same_order ? 1 : f.n_kv_heads, 1, 1, kThreads, (kThreads + 1) * kMaxTiers * 4});
 }
@@ -64,9 +64,8 @@ const char * ggml_zipcache_metal_dequantize_kv(const ggml_zipcache_format * form
     find_order(f, r, segment, workspace, to);
     const ClearParams clear = {r.k, r.v, r.kept, r.stride, int(r.n_tokens), f.head_dim};
     to.dispatch("clear_rows", clear, {r.n_tokens, f.n_kv_heads, 1, kSimd});
-    const RowsParams params = {r.format,    segment,     workspace, workspace + s.counts, r.k,
-                               r.v,         r.k_divisor, r.v_divisor, r.kept,             r.stride,
-                               int(r.n_tokens), s.max_places};
+    const RowsParams params = {r.format,    segment, workspace, workspace + s.counts, r.k,         r.v, r.k_divisor,
+                               r.v_divisor, r.kept,  r.stride,  int(r.n_tokens),      s.max_places};
     const int staged = std::max(f.head_dim, 128) * 8;
     to.dispatch(by_head_dim(f.head_dim, kDecode), params,
                 {int64_t(s.max_blocks) * kBlockSteps, f.n_kv_heads, 2, kSimd, 16 * (f.head_dim + 1) * 4 + staged});

@@ -48,7 +48,8 @@ const char * ggml_zipcache_metal_quantize_kv(const ggml_zipcache_format * format
         return error;
     }
     if (r.n_tokens < 1 || r.n_tokens > INT32_MAX / 4 || capacity < sizeof(SegmentHeader) || capacity % 4 != 0) {
-        return "quantize_kv got no tokens, too many, or no room for a header; accepted: 1 to 2^29 tokens, from 16 bytes, "
+        return "quantize_kv got no tokens, too many, or no room for a header; accepted: 1 to 2^29 tokens, from 16 "
+               "bytes, "
                "a multiple of 4";
     }
     const Sizes s(f, r.n_tokens);
@@ -64,8 +65,7 @@ const char * ggml_zipcache_metal_quantize_kv(const ggml_zipcache_format * format
     e.fill(workspace + s.token, s.size - s.token, ~0u);
     e.fill(to, capacity, 0);  // gaps too, so that equal input gives equal bytes
     const OrderParams order = {r.format, r.tier, 0, workspace, workspace + s.token, int(r.n_tokens), s.max_places};
-    e.dispatch("order_tokens", order,
-               {format::n_orders(f), 1, 1, kOrderThreads, (kOrderThreads + 1) * kMaxTiers * 4});
+    e.dispatch("order_tokens", order, {format::n_orders(f), 1, 1, kOrderThreads, (kOrderThreads + 1) * kMaxTiers * 4});
     e.dispatch("quantize_kv_tables", params, {1, 1, 1, kSimd});
     const int64_t tags = format::n_orders(f) * format::tag_bytes(f, r.n_tokens);
     e.dispatch("quantize_kv_tags", params, {(tags + kTagThreads - 1) / kTagThreads, 1, 1, kTagThreads});

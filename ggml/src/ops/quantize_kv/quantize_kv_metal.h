@@ -2,10 +2,10 @@
 // Rows to codes, as quantize_kv.cpp does it: the same parameters, the same codes, up to how a division is rounded. A
 // block's side is one SIMD-group's work, 16 places at a time.
 //
-// Bytes: the rows are read two or three times (what goes beyond a block, the ranges of its channels, the codes), 2 bytes
-// an element each; codes and parameters are written once. Threadgroup memory: rows [16][D + 1] f32 and parameters [D or
-// 128] f32 x 2: 18.5 KiB at D = 256, so two SIMD-groups a core there, seven at D = 64. As in dequantize_kv it is the
-// rotation that takes the time. It runs once per compression.
+// Bytes: the rows are read two or three times (what goes beyond a block, the ranges of its channels, the codes), 2
+// bytes an element each; codes and parameters are written once. Threadgroup memory: rows [16][D + 1] f32 and parameters
+// [D or 128] f32 x 2: 18.5 KiB at D = 256, so two SIMD-groups a core there, seven at D = 64. As in dequantize_kv it is
+// the rotation that takes the time. It runs once per compression.
 #include "metal/rotate.h"
 #include "metal/segment.h"
 
@@ -367,8 +367,7 @@ template <int Threads>
             units.v_mid = mid_unit;
         }
     }
-    const SegmentPlaces at =
-        segment_places(f, p.rows.n_tokens, read_at<SegmentHeader>(p.rows.segment)->n_places);
+    const SegmentPlaces at = segment_places(f, p.rows.n_tokens, read_at<SegmentHeader>(p.rows.segment)->n_places);
     device uchar * to = write_at<uchar>(p.rows.segment) + (key ? at.k_params : at.v_params) +
                         ulong(head) * side.n_sets * side.set_bytes;
     for (int i = int(lane_index); i < side.n_sets * dim; i += kLanes) {
@@ -389,8 +388,7 @@ template <int Threads>
     if (!side.spans_heads || !b.exists || !fits(p)) {
         return;
     }
-    const SegmentPlaces at =
-        segment_places(f, p.rows.n_tokens, read_at<SegmentHeader>(p.rows.segment)->n_places);
+    const SegmentPlaces at = segment_places(f, p.rows.n_tokens, read_at<SegmentHeader>(p.rows.segment)->n_places);
     device uchar * to = write_at<uchar>(p.rows.segment) + (key ? at.k_shared : at.v_shared) + ulong(b.place) * 4;
     for (int i = int(thread_index); i < b.n_places; i += Threads) {
         write_pair(shared_range(shared_at(p, key, b.place + uint(i))), side.bits[b.tier], to + i * 4);
@@ -449,10 +447,8 @@ template <int D>
     device uchar * segment = write_at<uchar>(p.rows.segment);
     device const uint * table = read_at<uint>(p.rows.segment + head_table(f, rows.head));
     device const HeadUnits & units = *reinterpret_cast<device const HeadUnits *>(table + 2 * f.n_tiers);
-    const SegmentPlaces places =
-        segment_places(f, p.rows.n_tokens, read_at<SegmentHeader>(p.rows.segment)->n_places);
-    const SidePlaces at =
-        side_places(f, places, rows.head, rows.b, table[f.n_tiers + tier] + rows.b.offset, rows.key);
+    const SegmentPlaces places = segment_places(f, p.rows.n_tokens, read_at<SegmentHeader>(p.rows.segment)->n_places);
+    const SidePlaces at = side_places(f, places, rows.head, rows.b, table[f.n_tiers + tier] + rows.b.offset, rows.key);
     const ParamReader reader =
         param_reader(side.kind, at.n, scope, bits, side.shrink[tier], rows.key ? units.k_range : units.v_range,
                      rows.key ? units.k_mid : units.v_mid);

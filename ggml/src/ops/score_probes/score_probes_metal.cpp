@@ -55,12 +55,23 @@ const char * ggml_zipcache_metal_score_probes(const ggml_zipcache_metal_probes *
         return error;
     }
     const Sizes s(p);
-    const ScoreParams params = {p.k,          p.position,           p.q,
-                                p.score,      p.square,             workspace,
-                                workspace + s.log_sum, workspace + s.seen, p.k_stride,
-                                p.n_heads,    p.n_kv_heads,         p.head_dim,
-                                p.sliding_window, int(p.n_tokens),  int(s.n_rows),
-                                int(s.n_padded), p.scale};
+    const ScoreParams params = {p.k,
+                                p.position,
+                                p.q,
+                                p.score,
+                                p.square,
+                                workspace,
+                                workspace + s.log_sum,
+                                workspace + s.seen,
+                                p.k_stride,
+                                p.n_heads,
+                                p.n_kv_heads,
+                                p.head_dim,
+                                p.sliding_window,
+                                int(p.n_tokens),
+                                int(s.n_rows),
+                                int(s.n_padded),
+                                p.scale};
     const Encoder to(*encoder);
     const int shared = score_threadgroup_bytes(p.head_dim);
     to.dispatch("score_probes_prepare", params, {s.n_padded, p.n_kv_heads, 1, kSimd});

@@ -40,7 +40,7 @@ inline void load_keys(constant ScoreParams & p, int head, int first, int index, 
     device const half * keys = read_at<half>(p.k) + ulong(head) * ulong(p.k_stride) * D;
     for (int i = index; i < kScoreTokens * (D / 8); i += score_threads()) {
         const int row = i / (D / 8), chunk = i % (D / 8);
-        uint4 x = uint4(0, 0, 0, 0);
+        uint4 x = 0u;
         if (first + row < p.n_tokens) {
             x = *reinterpret_cast<device const uint4 *>(keys + ulong(first + row) * D + chunk * 8);
         }

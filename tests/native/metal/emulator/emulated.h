@@ -16,8 +16,11 @@ struct Registration {
     Registration(const char * name, Body body, const void * function);
 };
 
-void threadgroup_barrier();
-void simdgroup_barrier();
+// Which memory a barrier orders.
+enum class Order { none, device, shared };
+
+void threadgroup_barrier(Order order);
+void simdgroup_barrier(Order order);
 
 constexpr int kLanes = 32;
 constexpr size_t kSlot = 32;  // most bytes of a lane's value

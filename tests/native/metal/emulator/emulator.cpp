@@ -19,13 +19,13 @@ constexpr uint16_t kNoThread = 0xFFFF;  // some lane of a SIMD-group function
 // One access to a byte: the last write, or the last read and whether it was one of several.
 struct Access {
     uint32_t group = 0;       // number of the threadgroup, over all dispatches; 0: none
-    uint16_t epoch = 0;       // threadgroup barriers before it
-    uint16_t simd_epoch = 0;  // barriers of its SIMD-group before it
+    uint16_t epoch = 0;       // threadgroup barriers before it that order this memory
+    uint16_t simd_epoch = 0;  // and those of its SIMD-group
     uint16_t thread = 0;
     uint8_t simd = 0;
     bool atomic = false;
-    bool lanes = false;  // several lanes of that SIMD-group since its last barrier
-    bool simds = false;  // several SIMD-groups since the last threadgroup barrier
+    bool lanes = false;   // several lanes of that SIMD-group since its last barrier
+    bool simds = false;   // several SIMD-groups since the last threadgroup barrier
     bool groups = false;  // several threadgroups in this dispatch
 };
 
@@ -57,10 +57,21 @@ enum class State { ready, barrier, simd };
 struct Thread {
     State state = State::ready;
     const char * what = nullptr;
+    Order order = Order::none;  // of the barrier that it waits at
+};
+
+// Barriers so far, by the memory they order.
+struct Epochs {
+    uint16_t shared = 0, device = 0;
+
+    void pass(Order order) {
+        shared = static_cast<uint16_t>(shared + (order == Order::shared));
+        device = static_cast<uint16_t>(device + (order == Order::device));
+    }
 };
 
 struct SimdGroup {
-    uint16_t epoch = 0;
+    Epochs epochs;
     int parity = 0;
     alignas(16) uint8_t slots[2][kLanes][kSlot] = {};
 };
@@ -80,7 +91,7 @@ struct Machine {
     const char * name = "";
     GroupPosition position = {};
     uint32_t group = 0, first_group = 1;  // this one; the first of this dispatch
-    uint16_t epoch = 0;
+    Epochs epochs;
     std::string error;
 };
 
@@ -199,14 +210,17 @@ void access_as(const void * address, size_t n_bytes, size_t alignment, bool writ
     const int running = m.fibers.running();
     const auto simd = static_cast<uint8_t>(running / kLanes);
     check(*region, at - region->begin, n_bytes, write,
-          {m.group, m.epoch, m.simds[simd].epoch, thread, simd, atomic, false, false, false});
+          {m.group, region == &m.shared ? m.epochs.shared : m.epochs.device,
+           region == &m.shared ? m.simds[simd].epochs.shared : m.simds[simd].epochs.device, thread, simd, atomic, false,
+           false, false});
 }
 
-void wait(State state, const char * what) {
+void wait(State state, const char * what, Order order = Order::none) {
     Machine & m = machine();
     Thread & t = m.threads[m.fibers.running()];
     t.state = state;
     t.what = what;
+    t.order = order;
     m.fibers.suspend();
 }
 
@@ -229,13 +243,16 @@ void run_simd(int simd) {
             }
         }
         int waiting = 0;
+        const char * what = nullptr;
         for (int i = first; i < first + kLanes; ++i) {
-            const bool waits = !m.fibers.ended(i) && m.threads[i].state == State::simd;
-            waiting += waits;
-            if (waits && std::strcmp(m.threads[i].what, m.threads[first].what ? m.threads[first].what : "") != 0) {
-                m.error = std::string(m.name) + ": lanes of a SIMD-group are in different functions: " +
-                          m.threads[i].what;
+            if (m.fibers.ended(i) || m.threads[i].state != State::simd) {
+                continue;
             }
+            if (waiting++ > 0 && std::strcmp(m.threads[i].what, what) != 0) {
+                m.error = std::string(m.name) + ": lanes of a SIMD-group are in different functions: " + what +
+                          " and " + m.threads[i].what;
+            }
+            what = m.threads[i].what;
         }
         if (waiting == 0 || !m.error.empty()) {
             return;
@@ -245,6 +262,7 @@ void run_simd(int simd) {
             return;
         }
         m.simds[simd].parity ^= 1;
+        m.simds[simd].epochs.pass(m.threads[first].order);
         for (int i = first; i < first + kLanes; ++i) {
             m.threads[i].state = State::ready;
         }
@@ -255,7 +273,7 @@ void run_group(int n_threads) {
     Machine & m = machine();
     m.threads.assign(n_threads, {});
     m.simds.assign(n_threads / kLanes, {});
-    m.epoch = 0;
+    m.epochs = {};
     ++m.group;
     m.fibers.begin(n_threads, thread_body);
     while (true) {
@@ -273,28 +291,25 @@ void run_group(int n_threads) {
             m.error = std::string(m.name) + ": a barrier that not all threads of a threadgroup reach";
             return;
         }
+        m.epochs.pass(m.threads[0].order);
         for (Thread & t : m.threads) {
             t.state = State::ready;
-        }
-        if (++m.epoch == 0) {
-            m.error = std::string(m.name) + ": more barriers than the emulator counts";
-            return;
         }
     }
 }
 
 }  // namespace
 
-Registration::Registration(const char * name, Body body, const void * function) { kernels()[name] = {body, function}; }
+Registration::Registration(const char * name, Body body, const void * function) {
+    kernels()[name] = {body, function};
+}
 
-void threadgroup_barrier() { wait(State::barrier, "threadgroup_barrier"); }
+void threadgroup_barrier(Order order) {
+    wait(State::barrier, "threadgroup_barrier", order);
+}
 
-void simdgroup_barrier() {
-    Machine & m = machine();
-    const int simd = m.fibers.running() / kLanes;
-    const auto before = m.simds[simd].epoch;
-    wait(State::simd, "simdgroup_barrier");
-    m.simds[simd].epoch = static_cast<uint16_t>(before + 1);
+void simdgroup_barrier(Order order) {
+    wait(State::simd, "simdgroup_barrier", order);
 }
 
 const uint8_t * exchange(const char * what, const void * value, size_t n_bytes) {
@@ -306,7 +321,9 @@ const uint8_t * exchange(const char * what, const void * value, size_t n_bytes) 
     return slots[0];
 }
 
-uint32_t lane() { return uint32_t(machine().fibers.running() % kLanes); }
+uint32_t lane() {
+    return uint32_t(machine().fibers.running() % kLanes);
+}
 
 void load_element(void * to, const void * from, size_t n_bytes) {
     access_as(from, n_bytes, n_bytes, false, kNoThread, false);
@@ -340,8 +357,12 @@ uint32_t atomic(uint32_t * at, Atomic what, uint32_t operand) {
     return before;
 }
 
-float to_float(uint16_t half) { return ggml_fp16_to_fp32(half); }
-uint16_t to_half(float x) { return ggml_fp32_to_fp16(x); }
+float to_float(uint16_t half) {
+    return ggml_fp16_to_fp32(half);
+}
+uint16_t to_half(float x) {
+    return ggml_fp32_to_fp16(x);
+}
 
 void show_buffer(const void * begin, size_t n_bytes) {
     auto & buffers = machine().buffers;
@@ -366,7 +387,9 @@ void forget_buffers() {
     machine().last = nullptr;
 }
 
-bool has_kernel(const char * name) { return kernels().count(name) != 0; }
+bool has_kernel(const char * name) {
+    return kernels().count(name) != 0;
+}
 
 void run(const ggml_zipcache_metal_dispatch & d) {
     Machine & m = machine();

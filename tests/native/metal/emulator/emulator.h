@@ -16,7 +16,7 @@
 // divergence (SIMD-group functions must be reached by all 32 lanes here, Metal lets some be absent); fast math, fused
 // multiply-adds and how Metal rounds exp2, log2 and division; denormals flushed to zero; which lane holds which element
 // of a simdgroup_matrix (kernels must not know it), and the order in which it sums; what Metal's compiler accepts
-// beyond or short of C++14 (address spaces are checked by a compiler apart: check_address_spaces.cmake).
+// beyond or short of C++14 (address spaces are checked by clang apart: ../CMakeLists.txt).
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>

@@ -8,11 +8,19 @@ void __tsan_init() {}
 void __tsan_func_entry(void *) {}
 void __tsan_func_exit() {}
 
-#define WATCH(n)                                                                                             \
-    void __tsan_read##n(void * at) { emulator::access(at, n, n, false); }                                    \
-    void __tsan_write##n(void * at) { emulator::access(at, n, n, true); }                                    \
-    void __tsan_unaligned_read##n(void * at) { emulator::access(at, n, 1, false); }                          \
-    void __tsan_unaligned_write##n(void * at) { emulator::access(at, n, 1, true); }
+#define WATCH(n)                                \
+    void __tsan_read##n(void * at) {            \
+        emulator::access(at, n, n, false);      \
+    }                                           \
+    void __tsan_write##n(void * at) {           \
+        emulator::access(at, n, n, true);       \
+    }                                           \
+    void __tsan_unaligned_read##n(void * at) {  \
+        emulator::access(at, n, 1, false);      \
+    }                                           \
+    void __tsan_unaligned_write##n(void * at) { \
+        emulator::access(at, n, 1, true);       \
+    }
 
 WATCH(1)
 WATCH(2)
@@ -20,7 +28,11 @@ WATCH(4)
 WATCH(8)
 WATCH(16)
 
-void __tsan_read_range(void * at, unsigned long n) { emulator::access(at, n, 1, false); }
-void __tsan_write_range(void * at, unsigned long n) { emulator::access(at, n, 1, true); }
+void __tsan_read_range(void * at, unsigned long n) {
+    emulator::access(at, n, 1, false);
+}
+void __tsan_write_range(void * at, unsigned long n) {
+    emulator::access(at, n, 1, true);
+}
 }
 // NOLINTEND(bugprone-reserved-identifier)
