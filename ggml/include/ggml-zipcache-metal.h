@@ -14,8 +14,9 @@
 // run, and no dispatch depends on them.
 //
 // Pipelines: ggml_zipcache_metal_kernel() names them all; each is one function of the Metal library that is built of
-// src/ops/*/*.metal, in 32-wide SIMD-groups. Build the library without fast math: quantize_kv divides, and a segment
-// must not depend on how it does. src/metal/README.md says what the kernels cost, and how far they have been run.
+// src/metal/*.metal and src/ops/*/*.metal (Metal 3, GPUs of family Apple7: M1, A14). Build it without fast math: the
+// kernels count on infinities, and a segment must not depend on how quantize_kv's divisions round. src/metal/README.md
+// says what the kernels cost, and how far they have been run.
 #include "ggml-zipcache.h"
 
 #ifdef __cplusplus
@@ -54,7 +55,7 @@ size_t ggml_zipcache_metal_format_bytes(void);
 const char * ggml_zipcache_metal_write_format(const struct ggml_zipcache_format * format, void * to);
 
 // quantize_kv: rows to a segment, as on the CPU. The first 16 bytes of a segment, four u32, are: magic, n_tokens,
-// n_bytes, n_places. If n_bytes is above `capacity`, the magic is 0 and nothing but the header was written.
+// n_bytes, n_places. If n_bytes is above `capacity`, the magic is 0 and the rest zeros.
 struct ggml_zipcache_metal_rows {
     ggml_zipcache_metal_address format;  // as written by ggml_zipcache_metal_write_format()
     int64_t n_tokens;

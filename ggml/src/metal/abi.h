@@ -18,6 +18,20 @@ enum : int {
     kMaxThreadgroupBytes = 32768,
 };
 
+// Threads of a threadgroup, of kernels that are not made for one SIMD-group.
+enum : int {
+    kFillThreads = 256,
+    kFillWords = 16,  // of a thread
+    kOrderThreads = 256,
+    kPositionThreads = 256,
+    kTagThreads = 128,
+    kSharedThreads = 64,
+    kIndexThreads = 128,
+    kAppendThreads = 64,
+    kMergeThreads = 128,
+    kRankThreads = 256,
+};
+
 // ggml_zipcache_side, and what follows from it.
 struct Side {
     int bits[kMaxTiers];
@@ -78,6 +92,11 @@ struct OrderParams {
     int n_tokens, max_places;
 };
 
+// Counts before each thread's run of tokens [kMaxTiers][kOrderThreads] u32, then totals [kMaxTiers] u32.
+constexpr int order_threadgroup_bytes() {
+    return (kOrderThreads + 1) * kMaxTiers * 4;
+}
+
 struct PositionParams {
     address format, token, position;  // [n_orders, max_places] u32 -> [n_kv_heads, max_places] u16
     int max_places, unused;
@@ -96,6 +115,18 @@ struct RowsParams {
     int64_t stride;
     int n_tokens, max_places;
 };
+
+// Rows of 16 places [16][head_dim + 1] f32, then parameters f32 x 2: of all channels, or of 16 places for each 32.
+constexpr int row_bytes(int head_dim) {
+    return lanes::kStep * (head_dim + 1) * 4;
+}
+
+constexpr int rows_threadgroup_bytes(int head_dim) {
+    return row_bytes(head_dim) + head_dim * 8;
+}
+
+static_assert(rows_threadgroup_bytes(256) <= kMaxThreadgroupBytes, "dequantize_kv, quantize_kv");
+static_assert(order_threadgroup_bytes() <= kMaxThreadgroupBytes, "order_tokens");
 
 struct QuantizeParams {
     RowsParams rows;
@@ -149,7 +180,7 @@ struct BlockRef {
     uint16_t unused;
     uint32_t unused2;
 };
-static_assert(sizeof(BlockRef) == 48, "read as three vectors");
+static_assert(sizeof(BlockRef) == 48, "without gaps");
 
 struct IndexParams {
     address segments, n_segments;
@@ -179,19 +210,14 @@ constexpr int attend_simdgroups(int head_dim) {
     return head_dim >= 256 ? 2 : 4;
 }
 
-// Parameters of 16 places, or of all channels, that a SIMD-group holds decoded.
-constexpr int attend_staged(int head_dim) {
-    return head_dim > 128 ? head_dim : 128;
-}
-
 // Threadgroup memory of one SIMD-group: a tile of 16 places ([16][head_dim + 8] f16; as values [head_dim][16] f16; as
-// output [8][head_dim] f32), logits [8][16] f32, probabilities [8][16] f16, two sets of parameters f32 x 2.
+// output [8][head_dim] f32), logits [8][16] f32, probabilities [8][16] f16, two sets of parameters [head_dim] f32 x 2.
 constexpr int attend_tile_bytes(int head_dim) {
     return 16 * (head_dim + 8) * 2;
 }
 
 constexpr int attend_simdgroup_bytes(int head_dim) {
-    return attend_tile_bytes(head_dim) + 8 * 16 * 4 + 8 * 16 * 2 + 2 * attend_staged(head_dim) * 8;
+    return attend_tile_bytes(head_dim) + 8 * 16 * 4 + 8 * 16 * 2 + 2 * head_dim * 8;
 }
 
 // All of them, then the queries [8][head_dim] f16, then maxima and sums [simdgroups][8] f32 each.
@@ -232,11 +258,20 @@ constexpr int score_threadgroup_bytes(int head_dim) {
     return score_tile_bytes(head_dim) + kScoreRows * kScoreTokens * 4;
 }
 
+static_assert(score_threadgroup_bytes(256) <= kMaxThreadgroupBytes, "score_probes");
+
 constexpr int score_threads() {
     return kScoreRows / 8 * lanes::kLanes;
 }
 
 // ---- top_ratio ----
+
+enum : int { kBins = 256 };
+
+// Bins [kBins] u32, counts of SIMD-groups u32, the bits found and how many are left.
+constexpr int rank_threadgroup_bytes() {
+    return (kBins + kRankThreads / lanes::kLanes + 2) * 4;
+}
 
 struct RankParams {
     address saliency, tier;

@@ -10,6 +10,7 @@ template <int W, int D>
 inline void load_words(device const uchar * plane, int step, int lane, thread uint (&words)[lane_words(D, W)]) {
     constexpr int n = lane_words(D, W), v = vector_words(n);
     device const uchar * at = plane + (step * n * kLanes + lane * v) * 4;
+    UNROLL
     for (int i = 0; i < n; i += v, at += v * kLanes * 4) {
         if (v == 4) {
             const uint4 x = *reinterpret_cast<device const uint4 *>(at);
@@ -30,6 +31,7 @@ inline void load_words(device const uchar * plane, int step, int lane, thread ui
 template <int W, int D>
 inline void store_words(device uchar * plane, int step, int lane, thread const uint (&words)[lane_words(D, W)]) {
     constexpr int n = lane_words(D, W), v = vector_words(n);
+    UNROLL
     for (int i = 0; i < n; ++i) {
         reinterpret_cast<device uint *>(plane)[((step * (n / v) + i / v) * kLanes + lane) * v + i % v] = words[i];
     }
@@ -41,6 +43,7 @@ inline void add_plane(device const uchar * plane, int step, int lane, int low, t
     uint words[lane_words(D, W)];
     load_words<W, D>(plane, step, lane, words);
     constexpr uint mask = W == 8 ? ~0u : 0x01010101u * ((1u << (W % 8)) - 1);
+    UNROLL
     for (int r = 0; r < D / 8; ++r) {
         regs[r] |= (words[r / (8 / W)] >> (r % (8 / W) * W) & mask) << low;
     }
@@ -50,6 +53,7 @@ inline void add_plane(device const uchar * plane, int step, int lane, int low, t
 template <int D>
 inline void load_codes(device const uchar * codes, int bits, int n_steps, int step, int lane,
                        thread uint (&regs)[D / 8]) {
+    UNROLL
     for (int r = 0; r < D / 8; ++r) {
         regs[r] = 0;
     }
@@ -73,10 +77,12 @@ inline void load_codes(device const uchar * codes, int bits, int n_steps, int st
 template <int W, int D>
 inline void store_plane(device uchar * plane, int step, int lane, int low, thread const uint (&regs)[D / 8]) {
     uint words[lane_words(D, W)];
+    UNROLL
     for (int i = 0; i < lane_words(D, W); ++i) {
         words[i] = 0;
     }
     constexpr uint mask = W == 8 ? ~0u : 0x01010101u * ((1u << (W % 8)) - 1);
+    UNROLL
     for (int r = 0; r < D / 8; ++r) {
         words[r / (8 / W)] |= (regs[r] >> low & mask) << (r % (8 / W) * W);
     }

@@ -15,6 +15,7 @@ struct Grid {
 };
 
 constexpr int kSimd = 32;
+constexpr int64_t kMaxTokens = 1 << 27;  // of a segment: places and bits of tags are counted in 32 bits
 
 class Encoder {
   public:
@@ -35,9 +36,9 @@ class Encoder {
     }
     // n_bytes: a multiple of 4.
     void fill(address to, uint64_t n_bytes, uint32_t word) const {
-        constexpr int threads = 256, words = 16;  // of a thread
         const FillParams params = {to, n_bytes / 4, word, 0};
-        dispatch("fill", params, {int64_t(params.n_words + threads * words - 1) / (threads * words), 1, 1, threads});
+        constexpr int words = kFillThreads * kFillWords;
+        dispatch("fill", params, {int64_t(params.n_words + words - 1) / words, 1, 1, kFillThreads});
     }
 
   private:

@@ -4,11 +4,11 @@
 namespace zipcache {
 namespace gpu {
 
-// 16 words a thread.
+// kFillWords a thread.
 template <int Threads>
 [[kernel]] void fill(KERNEL_ARGUMENTS(FillParams)) {
-    const ulong first = ulong(group.x) * Threads * 16 + thread_index;
-    for (ulong i = first; i < first + Threads * 16 && i < p.n_words; i += Threads) {
+    const ulong first = ulong(group.x) * Threads * kFillWords + thread_index;
+    for (ulong i = first; i < first + Threads * kFillWords && i < p.n_words; i += Threads) {
         write_at<uint>(p.to)[i] = p.word;
     }
 }

@@ -59,22 +59,21 @@ inline ParamReader param_reader(int kind, int n, int scope, int bits, float shri
     return r;
 }
 
-// Decodes what 16 places of a block need, by one SIMD-group: [D] of channels, or [D / block][16] of tokens.
+// Decodes what 16 places of a block need, by one SIMD-group: [D] of channels, or [D / 32 rounded up][16] of tokens.
 template <int D>
 inline void stage_params(thread const ParamReader & reader, device const uchar * data, int scope, int block,
                          int n_places, int step, int lane, threadgroup float2 * staged) {
     const bool by_token = scope == kScopeToken;
-    const int n = by_token ? D / block * kStep : D;
+    const int n = by_token ? (D + 31) / 32 * kStep : D;
     for (int i = lane; i < n; i += kLanes) {
-        const int at =
-            by_token ? i / kStep * n_places + place_index(step * kStep + i % kStep, n_places) : channel_index(i, D);
-        staged[i] = reader.at(data, at);
+        const int set = i / kStep * 32 / block, place = step * kStep + i % kStep;
+        staged[i] = reader.at(data, by_token ? set * n_places + place_index(place, n_places) : channel_index(i, D));
     }
 }
 
 // Where stage_params left those of a code.
-inline int staged_at(int scope, int block, CodeSpot spot) {
-    return scope == kScopeToken ? spot.channel / block * kStep + spot.place : spot.channel;
+inline int staged_at(bool by_token, CodeSpot spot) {
+    return by_token ? spot.channel / 32 * kStep + spot.place : spot.channel;
 }
 
 }  // namespace gpu

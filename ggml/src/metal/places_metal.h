@@ -17,11 +17,9 @@ inline int tier_at(constant OrderParams & p, device const Format & f, int order,
     return min(tier, f.n_tiers - 1);
 }
 
-// A threadgroup an order; a thread a run of tokens. Threadgroup memory: counts before each run [kMaxTiers][Threads]
-// u32, then totals [kMaxTiers] u32.
+// A threadgroup an order; a thread a run of tokens.
 template <int Threads>
 [[kernel]] void order_tokens(KERNEL_ARGUMENTS(OrderParams)) {
-    static_assert((Threads + 1) * kMaxTiers * 4 <= kMaxThreadgroupBytes, "threadgroup memory");
     device const Format & f = *read_at<Format>(p.format);
     threadgroup uint * before = reinterpret_cast<threadgroup uint *>(shared);
     threadgroup uint * total = before + kMaxTiers * Threads;

@@ -8,7 +8,6 @@ namespace {
 
 constexpr const char * kAttend[] = {"attend_kv_64", "attend_kv_80", "attend_kv_96", "attend_kv_128", "attend_kv_256"};
 constexpr int kMaxSplits = 128;
-constexpr int kIndexThreads = 128, kMergeThreads = 128;
 
 struct Shape {
     int n_passes, n_splits, n_items;  // n_items: [n_sequences, n_kv_heads, n_passes]
@@ -94,7 +93,7 @@ const char * ggml_zipcache_metal_append_kv(const ggml_zipcache_metal_attend_args
         return error;
     }
     const AppendParams params = {args->sequences, k, v, args->n_kv_heads, args->head_dim};
-    Encoder(*encoder).dispatch("append_kv", params, {args->n_kv_heads, args->n_sequences, 1, 64});
+    Encoder(*encoder).dispatch("append_kv", params, {args->n_kv_heads, args->n_sequences, 1, kAppendThreads});
     return nullptr;
 }
 

@@ -55,7 +55,7 @@ inline AttendMemory attend_memory(threadgroup uchar * shared, int simd) {
     m.logits = reinterpret_cast<threadgroup float *>(own);
     m.weights = reinterpret_cast<threadgroup half *>(own + 512);
     m.k_params = reinterpret_cast<threadgroup float2 *>(own + 768);
-    m.v_params = m.k_params + attend_staged(D);
+    m.v_params = m.k_params + D;
     threadgroup uchar * all = shared + attend_simdgroups(D) * attend_simdgroup_bytes(D);
     m.q = reinterpret_cast<threadgroup half *>(all);
     m.maxima = reinterpret_cast<threadgroup float *>(all + 8 * D * 2);
@@ -75,6 +75,7 @@ struct Sums {
 
 template <int D>
 inline void clear(thread Sums<D> & sums) {
+    UNROLL
     for (int i = 0; i < D / 8; ++i) {
         sums.out[i] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
     }
@@ -88,6 +89,7 @@ inline void clear(thread Sums<D> & sums) {
 template <int D>
 inline void write_rows(thread const Sums<D> & sums, Space to, thread const AttendMemory & m, int lane) {
     simdgroup_barrier(mem_flags::mem_threadgroup);
+    UNROLL
     for (int i = 0; i < D / 8; ++i) {
         simdgroup_store(sums.out[i], m.rows + 8 * i, D);
     }
@@ -113,6 +115,7 @@ template <int D>
 inline void move_to(Space to, thread const AttendMemory & m, int lane, thread Sums<D> & sums) {
     if (!same_space(sums.space, to) && !sums.empty) {
         write_rows<D>(sums, to, m, lane);
+        UNROLL
         for (int i = 0; i < D / 8; ++i) {
             simdgroup_load(sums.out[i], m.rows + 8 * i, D);
         }
@@ -149,9 +152,11 @@ inline void multiply_keys(thread const AttendMemory & m) {
     simdgroup_float8x8 c[2];
     c[0] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
     c[1] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
+    UNROLL
     for (int i = 0; i < D / 8; ++i) {
         simdgroup_half8x8 q, k;
         simdgroup_load(q, m.q + 8 * i, D);
+        UNROLL
         for (int half_step = 0; half_step < 2; ++half_step) {
             simdgroup_load(k, m.tile + half_step * 8 * (D + 8) + 8 * i, D + 8, 0, true);
             simdgroup_multiply_accumulate(c[half_step], q, k, c[half_step]);
@@ -169,6 +174,7 @@ inline void take_weights(uint seen, thread const AttendMemory & m, int lane, thr
     const int row = lane / 4, first = lane % 4 * 4;
     float s[4];
     float most = sums.maximum;
+    UNROLL
     for (int i = 0; i < 4; ++i) {
         s[i] = (seen >> i & 1u) ? m.logits[row * 16 + first + i] : -INFINITY;
         most = max(most, s[i]);
@@ -178,6 +184,7 @@ inline void take_weights(uint seen, thread const AttendMemory & m, int lane, thr
     const float base = most == -INFINITY ? 0.0f : most;  // nothing seen yet
     const float factor = exp2(sums.maximum - base);
     float sum = 0;
+    UNROLL
     for (int i = 0; i < 4; ++i) {
         const float weight = exp2(s[i] - base);
         m.weights[row * 16 + first + i] = half(weight);
@@ -190,6 +197,7 @@ inline void take_weights(uint seen, thread const AttendMemory & m, int lane, thr
     sums.maximum = most;
     if (simd_any(moved)) {  // rare: a row's maximum grew
         simdgroup_barrier(mem_flags::mem_threadgroup);
+        UNROLL
         for (int i = 0; i < 2; ++i) {
             const int column = lane % 4 * 2 + i;
             m.logits[row * 8 + column] = column == row ? factor : 0.0f;
@@ -197,6 +205,7 @@ inline void take_weights(uint seen, thread const AttendMemory & m, int lane, thr
         simdgroup_barrier(mem_flags::mem_threadgroup);
         simdgroup_float8x8 factors, product;
         simdgroup_load(factors, m.logits, 8);
+        UNROLL
         for (int i = 0; i < D / 8; ++i) {
             simdgroup_multiply(product, factors, sums.out[i]);
             sums.out[i] = product;
@@ -212,7 +221,9 @@ inline void multiply_values(thread const AttendMemory & m, thread Sums<D> & sums
     simdgroup_half8x8 p[2];
     simdgroup_load(p[0], m.weights, 16);
     simdgroup_load(p[1], m.weights + 8, 16);
+    UNROLL
     for (int i = 0; i < D / 8; ++i) {
+        UNROLL
         for (int half_step = 0; half_step < 2; ++half_step) {
             simdgroup_half8x8 v;
             if (Columns) {
@@ -228,37 +239,38 @@ inline void multiply_values(thread const AttendMemory & m, thread Sums<D> & sums
 
 // ---- Blocks of segments ----
 
-template <int D>
-inline void decode_keys(thread const uint (&regs)[D / 8], int scope, int block, thread const AttendMemory & m,
-                        int lane) {
+template <int D, bool ByToken>
+inline void decode_keys(thread const uint (&regs)[D / 8], thread const AttendMemory & m, int lane) {
+    UNROLL
     for (int r = 0; r < D / 8; ++r) {
+        UNROLL
         for (int j = 0; j < 4; ++j) {
             const CodeSpot spot = key_spot<D>(r, j, lane);
-            const float2 param = m.k_params[staged_at(scope, block, spot)];
+            const float2 param = m.k_params[staged_at(ByToken, spot)];
             m.tile[spot.place * (D + 8) + spot.channel] = half(fma(param.x, float(regs[r] >> (8 * j) & 255u), param.y));
         }
     }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
 }
 
 // n: tokens among the 16 places; padding may hold anything, and is zeros here.
-template <int D>
-inline void decode_values(thread const uint (&regs)[D / 8], int scope, int block, int n, thread const AttendMemory & m,
-                          int lane) {
+template <int D, bool ByToken>
+inline void decode_values(thread const uint (&regs)[D / 8], int n, thread const AttendMemory & m, int lane) {
+    UNROLL
     for (int r = 0; r < D / 8; ++r) {
+        UNROLL
         for (int j = 0; j < 4; ++j) {
             const CodeSpot spot = value_spot(r, j, lane);
-            const float2 param = m.v_params[staged_at(scope, block, spot)];
+            const float2 param = m.v_params[staged_at(ByToken, spot)];
             const float x = fma(param.x, float(regs[r] >> (8 * j) & 255u), param.y);
             m.tile[spot.channel * 16 + spot.place] = half(spot.place < n ? x : 0.0f);
         }
     }
-    simdgroup_barrier(mem_flags::mem_threadgroup);
 }
 
 // Which of a lane's four places count.
 inline uint seen_places(device const HeadRecord & record, uint place, int n, int lane) {
     uint seen = 0;
+    UNROLL
     for (int i = 0; i < 4; ++i) {
         const int at = lane % 4 * 4 + i;
         bool sees = at < n;
@@ -301,13 +313,24 @@ inline void add_block(device const BlockRef & ref, device const HeadRecord & rec
             stage_params<D>(v_reader, read_at<uchar>(ref.v_params), v_scope, v_block, n_places, step, lane, m.v_params);
         }
         simdgroup_barrier(mem_flags::mem_threadgroup);
-        decode_keys<D>(k, k_scope, k_block, m, lane);
+        if (k_scope == kScopeToken) {
+            decode_keys<D, true>(k, m, lane);
+        } else {
+            decode_keys<D, false>(k, m, lane);
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
         multiply_keys<D>(m);
         take_weights<D>(seen_places(record, ref.place + uint(step * kStep), n, lane), m, lane, sums);
-        if (v_bits > 0) {
-            decode_values<D>(v, v_scope, v_block, n, m, lane);
-            multiply_values<D, true>(m, sums);
+        if (v_bits == 0) {
+            continue;
         }
+        if (v_scope == kScopeToken) {
+            decode_values<D, true>(v, n, m, lane);
+        } else {
+            decode_values<D, false>(v, n, m, lane);
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+        multiply_values<D, true>(m, sums);
     }
 }
 

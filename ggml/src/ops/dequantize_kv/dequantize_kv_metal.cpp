@@ -7,7 +7,6 @@ namespace {
 
 constexpr const char * kDecode[] = {"dequantize_kv_64", "dequantize_kv_80", "dequantize_kv_96", "dequantize_kv_128",
                                     "dequantize_kv_256"};
-constexpr int kThreads = 256;
 
 struct Sizes {
     uint64_t counts, size;
@@ -26,9 +25,9 @@ const char * rows_error(const ggml_zipcache_format & f, const ggml_zipcache_meta
     if (const char * error = format_error(f)) {
         return error;
     }
-    return rows.n_tokens < 1 || rows.n_tokens > INT32_MAX / 4 ? "dequantize_kv got no tokens or too many; accepted: 1 "
-                                                                "to 2^29"
-                                                              : nullptr;
+    return rows.n_tokens < 1 || rows.n_tokens > kMaxTokens ? "dequantize_kv got no tokens or too many; accepted: 1 "
+                                                             "to 2^27"
+                                                           : nullptr;
 }
 
 void find_order(const ggml_zipcache_format & f, const ggml_zipcache_metal_rows & rows, address segment,
@@ -38,7 +37,7 @@ void find_order(const ggml_zipcache_format & f, const ggml_zipcache_metal_rows &
     const OrderParams params = {rows.format,        0,           segment, workspace + s.counts, workspace,
                                 int(rows.n_tokens), s.max_places};
     to.dispatch("order_tokens", params,
-                {f.same_order ? 1 : f.n_kv_heads, 1, 1, kThreads, (kThreads + 1) * kMaxTiers * 4});
+                {f.same_order ? 1 : f.n_kv_heads, 1, 1, kOrderThreads, order_threadgroup_bytes()});
 }
 
 }  // namespace
@@ -66,9 +65,8 @@ const char * ggml_zipcache_metal_dequantize_kv(const ggml_zipcache_format * form
     to.dispatch("clear_rows", clear, {r.n_tokens, f.n_kv_heads, 1, kSimd});
     const RowsParams params = {r.format,    segment, workspace, workspace + s.counts, r.k,         r.v, r.k_divisor,
                                r.v_divisor, r.kept,  r.stride,  int(r.n_tokens),      s.max_places};
-    const int staged = std::max(f.head_dim, 128) * 8;
     to.dispatch(by_head_dim(f.head_dim, kDecode), params,
-                {int64_t(s.max_blocks) * kBlockSteps, f.n_kv_heads, 2, kSimd, 16 * (f.head_dim + 1) * 4 + staged});
+                {int64_t(s.max_blocks) * kBlockSteps, f.n_kv_heads, 2, kSimd, rows_threadgroup_bytes(f.head_dim)});
     return nullptr;
 }
 
@@ -87,6 +85,7 @@ const char * ggml_zipcache_metal_positions(const ggml_zipcache_format * format, 
     const Sizes s(*format, rows->n_tokens);
     find_order(*format, *rows, segment, workspace, to);
     const PositionParams params = {rows->format, workspace, position, s.max_places, 0};
-    to.dispatch("positions", params, {(s.max_places + kThreads - 1) / kThreads, format->n_kv_heads, 1, kThreads});
+    to.dispatch("positions", params,
+                {(s.max_places + kPositionThreads - 1) / kPositionThreads, format->n_kv_heads, 1, kPositionThreads});
     return nullptr;
 }

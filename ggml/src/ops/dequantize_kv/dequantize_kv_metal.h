@@ -2,17 +2,13 @@
 // Codes to rows, by one SIMD-group for 16 places of one side of a block.
 //
 // Bytes: the codes and parameters once, 2 bytes an element out. Threadgroup memory: rows [16][D + 1] f32 and parameters
-// [D or 128] f32 x 2: 18.5 KiB at D = 256, so two SIMD-groups a core there, seven at D = 64. The rotation is what takes
+// [D] f32 x 2: 18.1 KiB at D = 256, so two SIMD-groups a core there, seven at D = 64. The rotation is what takes
 // time: log2 D passes over the rows in threadgroup memory. It runs once per segment and turn.
 #include "metal/rotate.h"
 #include "metal/segment.h"
 
 namespace zipcache {
 namespace gpu {
-
-constexpr int decode_row_bytes(int dim) {
-    return kStep * (dim + 1) * 4;
-}
 
 // Evicted tokens are written by nobody else. grid [n_tokens, n_kv_heads]
 template <int Threads>
@@ -45,7 +41,7 @@ template <int D>
     const SegmentPlaces places = segment_places(f, p.n_tokens, n_places);
     const SidePlaces at = side_places(f, places, head, b, table[f.n_tiers + b.tier] + b.offset, key);
     threadgroup float * x = reinterpret_cast<threadgroup float *>(shared);
-    threadgroup float2 * staged = reinterpret_cast<threadgroup float2 *>(shared + decode_row_bytes(D));
+    threadgroup float2 * staged = reinterpret_cast<threadgroup float2 *>(shared + row_bytes(D));
     const int bits = side.bits[b.tier], scope = side.scope, block = side.block;
     const int n = min(int(kStep), b.n - step * kStep);
     const ParamReader reader = param_reader(side.kind, at.n, scope, bits, side.shrink[b.tier],
@@ -56,12 +52,14 @@ template <int D>
     simdgroup_barrier(mem_flags::mem_threadgroup);
     uint regs[D / 8];
     load_codes<D>(segment + at.codes, bits, b.n_places / kStep, step, lane, regs);
+    UNROLL
     for (int r = 0; r < D / 8; ++r) {
+        UNROLL
         for (int j = 0; j < 4; ++j) {
             const CodeSpot spot = key ? key_spot<D>(r, j, lane) : value_spot(r, j, lane);
             float value = 0;
             if (bits > 0) {
-                const float2 param = staged[staged_at(scope, block, spot)];
+                const float2 param = staged[staged_at(scope == kScopeToken, spot)];
                 value = param.x * float(regs[r] >> (8 * j) & 255u) + param.y;
             }
             x[spot.place * (D + 1) + spot.channel] = value;

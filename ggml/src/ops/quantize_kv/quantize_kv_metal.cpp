@@ -10,7 +10,6 @@ constexpr const char * kMeasure[] = {"quantize_kv_measure_64", "quantize_kv_meas
                                      "quantize_kv_measure_128", "quantize_kv_measure_256"};
 constexpr const char * kEncode[] = {"quantize_kv_encode_64", "quantize_kv_encode_80", "quantize_kv_encode_96",
                                     "quantize_kv_encode_128", "quantize_kv_encode_256"};
-constexpr int kOrderThreads = 256, kTagThreads = 128, kSharedThreads = 64;
 
 // Offsets in the workspace: zeros at first but `token`.
 struct Sizes {
@@ -47,8 +46,8 @@ const char * ggml_zipcache_metal_quantize_kv(const ggml_zipcache_format * format
     if (const char * error = format_error(f)) {
         return error;
     }
-    if (r.n_tokens < 1 || r.n_tokens > INT32_MAX / 4 || capacity < sizeof(SegmentHeader) || capacity % 4 != 0) {
-        return "quantize_kv got no tokens, too many, or no room for a header; accepted: 1 to 2^29 tokens, from 16 "
+    if (r.n_tokens < 1 || r.n_tokens > kMaxTokens || capacity < sizeof(SegmentHeader) || capacity % 4 != 0) {
+        return "quantize_kv got no tokens, too many, or no room for a header; accepted: 1 to 2^27 tokens, from 16 "
                "bytes, "
                "a multiple of 4";
     }
@@ -65,14 +64,15 @@ const char * ggml_zipcache_metal_quantize_kv(const ggml_zipcache_format * format
     e.fill(workspace + s.token, s.size - s.token, ~0u);
     e.fill(to, capacity, 0);  // gaps too, so that equal input gives equal bytes
     const OrderParams order = {r.format, r.tier, 0, workspace, workspace + s.token, int(r.n_tokens), s.max_places};
-    e.dispatch("order_tokens", order, {format::n_orders(f), 1, 1, kOrderThreads, (kOrderThreads + 1) * kMaxTiers * 4});
+    e.dispatch("order_tokens", order, {format::n_orders(f), 1, 1, kOrderThreads, order_threadgroup_bytes()});
     e.dispatch("quantize_kv_tables", params, {1, 1, 1, kSimd});
     const int64_t tags = format::n_orders(f) * format::tag_bytes(f, r.n_tokens);
     e.dispatch("quantize_kv_tags", params, {(tags + kTagThreads - 1) / kTagThreads, 1, 1, kTagThreads});
-    const int row_bytes = 16 * (f.head_dim + 1) * 4, staged = std::max(f.head_dim, 128) * 8;
-    e.dispatch(by_head_dim(f.head_dim, kMeasure), params, {s.max_blocks, f.n_kv_heads, 2, kSimd, row_bytes});
+    e.dispatch(by_head_dim(f.head_dim, kMeasure), params,
+               {s.max_blocks, f.n_kv_heads, 2, kSimd, row_bytes(f.head_dim)});
     e.dispatch("quantize_kv_heads", params, {f.n_kv_heads, 2, 1, kSimd});
     e.dispatch("quantize_kv_shared", params, {s.max_blocks, 2, 1, kSharedThreads});
-    e.dispatch(by_head_dim(f.head_dim, kEncode), params, {s.max_blocks, f.n_kv_heads, 2, kSimd, row_bytes + staged});
+    e.dispatch(by_head_dim(f.head_dim, kEncode), params,
+               {s.max_blocks, f.n_kv_heads, 2, kSimd, rows_threadgroup_bytes(f.head_dim)});
     return nullptr;
 }

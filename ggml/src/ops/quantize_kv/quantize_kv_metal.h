@@ -4,7 +4,7 @@
 //
 // Bytes: the rows are read two or three times (what goes beyond a block, the ranges of its channels, the codes), 2
 // bytes an element each; codes and parameters are written once. Threadgroup memory: rows [16][D + 1] f32 and parameters
-// [D or 128] f32 x 2: 18.5 KiB at D = 256, so two SIMD-groups a core there, seven at D = 64. As in dequantize_kv it is
+// [D] f32 x 2: 18.1 KiB at D = 256, so two SIMD-groups a core there, seven at D = 64. As in dequantize_kv it is
 // the rotation that takes the time. It runs once per compression.
 #include "metal/rotate.h"
 #include "metal/segment.h"
@@ -255,12 +255,14 @@ inline void load_rows(constant QuantizeParams & p, device const Format & f, thre
 template <int D>
 inline void channel_ranges(constant QuantizeParams & p, device const Format & f, thread const BlockRows & rows,
                            thread Range (&ranges)[(D + 31) / 32]) {
+    UNROLL
     for (int i = 0; i < (D + 31) / 32; ++i) {
         ranges[i] = no_range();
     }
     for (int step = 0; step < steps_of(rows.b.n); ++step) {
         load_rows<D>(p, f, rows, step);
         const int n = min(int(kStep), rows.b.n - step * kStep);
+        UNROLL
         for (int i = 0; i < (D + 31) / 32; ++i) {
             const int c = i * kLanes + rows.lane;
             for (int place = 0; c < D && place < n; ++place) {
@@ -302,6 +304,7 @@ template <int D>
         Range ranges[(D + 31) / 32];
         channel_ranges<D>(p, f, rows, ranges);
         const int set = side.n_sets > 1 ? rows.b.tier : 0;
+        UNROLL
         for (int i = 0; i < (D + 31) / 32; ++i) {
             const int c = i * kLanes + rows.lane;
             if (c < D && scope == kScopeSegment) {
@@ -404,6 +407,7 @@ inline void write_channel_params(constant QuantizeParams & p, device const Forma
     device const Side & side = rows.key ? f.k : f.v;
     Range ranges[(D + 31) / 32];
     channel_ranges<D>(p, f, rows, ranges);
+    UNROLL
     for (int i = 0; i < (D + 31) / 32; ++i) {
         const int c = i * kLanes + rows.lane;
         if (c < D) {
@@ -441,7 +445,7 @@ template <int D>
     if (!rows.b.exists || !fits(p)) {
         return;
     }
-    threadgroup float2 * staged = reinterpret_cast<threadgroup float2 *>(shared + kStep * (D + 1) * 4);
+    threadgroup float2 * staged = reinterpret_cast<threadgroup float2 *>(shared + row_bytes(D));
     device const Side & side = rows.key ? f.k : f.v;
     const int tier = rows.b.tier, bits = side.bits[tier], scope = side.scope, block = side.block;
     device uchar * segment = write_at<uchar>(p.rows.segment);
@@ -470,11 +474,13 @@ template <int D>
         stage_params<D>(reader, segment + at.params, scope, block, rows.b.n_places, step, rows.lane, staged);
         simdgroup_barrier(mem_flags::mem_threadgroup);
         uint regs[D / 8];
+        UNROLL
         for (int r = 0; r < D / 8; ++r) {
             regs[r] = 0;
+            UNROLL
             for (int j = 0; j < 4; ++j) {
                 const CodeSpot spot = rows.key ? key_spot<D>(r, j, rows.lane) : value_spot(r, j, rows.lane);
-                const float2 param = staged[staged_at(scope, block, spot)];
+                const float2 param = staged[staged_at(scope == kScopeToken, spot)];
                 const float inverse = param.x != 0 ? 1 / param.x : 0.0f;
                 const float exact = (rows.x[spot.place * (D + 1) + spot.channel] - param.y) * inverse;
                 const uint code = uint(fmin(fmax(0.0f, exact), most) + 0.5f);

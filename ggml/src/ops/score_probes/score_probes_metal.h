@@ -52,18 +52,22 @@ inline void load_keys(constant ScoreParams & p, int head, int first, int index, 
 template <int D>
 inline void multiply_tile(device const half * rows, threadgroup const half * tile, threadgroup float * logits) {
     simdgroup_float8x8 c[kScoreTokens / 8];
+    UNROLL
     for (int j = 0; j < kScoreTokens / 8; ++j) {
         c[j] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
     }
+    UNROLL
     for (int i = 0; i < D / 8; ++i) {
         simdgroup_half8x8 q, k;
         simdgroup_load(q, rows + 8 * i, D);
+        UNROLL
         for (int j = 0; j < kScoreTokens / 8; ++j) {
             simdgroup_load(k, tile + j * 8 * (D + 8) + 8 * i, D + 8, 0, true);
             simdgroup_multiply_accumulate(c[j], q, k, c[j]);
         }
     }
     simdgroup_barrier(mem_flags::mem_threadgroup);
+    UNROLL
     for (int j = 0; j < kScoreTokens / 8; ++j) {
         simdgroup_store(c[j], logits + 8 * j, kScoreTokens);
     }

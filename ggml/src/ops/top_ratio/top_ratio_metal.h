@@ -9,9 +9,6 @@
 namespace zipcache {
 namespace gpu {
 
-enum : int { kBins = 256 };
-
-// Threadgroup memory: bins [256] u32, counts of SIMD-groups [Threads / 32] u32, the bits found and how many are left.
 template <int Threads>
 [[kernel]] void top_ratio(KERNEL_ARGUMENTS(RankParams)) {
     constexpr int n_simds = Threads / kLanes;

@@ -1,6 +1,8 @@
 // The calls that -fsanitize=thread puts before every access to memory; no runtime of that sanitizer is linked.
 #include "watch.h"
 
+#include <cstring>
+
 // NOLINTBEGIN(bugprone-reserved-identifier): the names are the compiler's
 extern "C" {
 
@@ -33,6 +35,17 @@ void __tsan_read_range(void * at, unsigned long n) {
 }
 void __tsan_write_range(void * at, unsigned long n) {
     emulator::access(at, n, 1, true);
+}
+
+// clang's
+void * __tsan_memcpy(void * to, const void * from, unsigned long n) {
+    emulator::access(from, n, 1, false);
+    emulator::access(to, n, 1, true);
+    return std::memcpy(to, from, n);
+}
+void * __tsan_memset(void * to, int value, unsigned long n) {
+    emulator::access(to, n, 1, true);
+    return std::memset(to, value, n);
 }
 }
 // NOLINTEND(bugprone-reserved-identifier)

@@ -30,3 +30,4 @@ Registration registered(const char * name, void (*function)(const Params &, uint
 #endif
 #define KERNEL_ARGUMENTS(Params) \
     constant Params &p, threadgroup uchar *shared, uint3 group, uint thread_index, uint simd_index, uint lane_index
+#define UNROLL
