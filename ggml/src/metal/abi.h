@@ -6,7 +6,7 @@
 namespace zipcache {
 namespace metal_abi {
 
-using address = uint64_t;
+using Address = uint64_t;  // not `address`: Metal has one
 
 enum : int {
     kMaxTiers = 12,
@@ -76,7 +76,7 @@ constexpr uint64_t aligned(uint64_t n) {
 // ---- fill: n_words times the same ----
 
 struct FillParams {
-    address to;
+    Address to;
     uint64_t n_words;
     uint32_t word;
     uint32_t unused;
@@ -86,9 +86,9 @@ struct FillParams {
 
 // Which token stands at which place. Tiers come from `tier` or, if that is 0, from the segment's tags.
 struct OrderParams {
-    address format, tier, segment;
-    address counts;  // [n_orders, n_tiers] u32, written
-    address token;   // [n_orders, max_places] u32, written where a place is taken
+    Address format, tier, segment;
+    Address counts;  // [n_orders, n_tiers] u32, written
+    Address token;   // [n_orders, max_places] u32, written where a place is taken
     int n_tokens, max_places;
 };
 
@@ -98,20 +98,20 @@ constexpr int order_threadgroup_bytes() {
 }
 
 struct PositionParams {
-    address format, token, position;  // [n_orders, max_places] u32 -> [n_kv_heads, max_places] u16
+    Address format, token, position;  // [n_orders, max_places] u32 -> [n_kv_heads, max_places] u16
     int max_places, unused;
 };
 
 struct ClearParams {
-    address k, v, kept;  // [n_kv_heads, stride, head_dim] f16; [n_kv_heads, n_tokens] u8 or 0
+    Address k, v, kept;  // [n_kv_heads, stride, head_dim] f16; [n_kv_heads, n_tokens] u8 or 0
     int64_t stride;
     int n_tokens, head_dim;
 };
 
 struct RowsParams {
-    address format, segment;
-    address token, counts;
-    address k, v, k_divisor, v_divisor, kept;
+    Address format, segment;
+    Address token, counts;
+    Address k, v, k_divisor, v_divisor, kept;
     int64_t stride;
     int n_tokens, max_places;
 };
@@ -130,22 +130,22 @@ static_assert(order_threadgroup_bytes() <= kMaxThreadgroupBytes, "order_tokens")
 
 struct QuantizeParams {
     RowsParams rows;
-    address tier;
-    address widest;  // [2 sides, n_kv_heads, 2] u32: widest range and middle, as bits of floats
-    address whole;   // [2 sides, n_kv_heads, n_tiers, head_dim, 2] u32: ranges of scope segment
-    address shared;  // [2 sides, max_places, 2] u32: ranges of tokens over all heads
+    Address tier;
+    Address widest;  // [2 sides, n_kv_heads, 2] u32: widest range and middle, as bits of floats
+    Address whole;   // [2 sides, n_kv_heads, n_tiers, head_dim, 2] u32: ranges of scope segment
+    Address shared;  // [2 sides, max_places, 2] u32: ranges of tokens over all heads
     uint64_t capacity;
 };
 
 // ---- attend_kv ----
 
 struct Segment {
-    address format, data, k_divisor, v_divisor, position;
+    Address format, data, k_divisor, v_divisor, position;
     int max_places, first_seen, last_seen, unused;
 };
 
 struct Sequence {
-    address k, v, n_tokens, index, probe_slot, probe_q, probe_log_sum;
+    Address k, v, n_tokens, index, probe_slot, probe_q, probe_log_sum;
     int64_t capacity;
 };
 
@@ -153,14 +153,14 @@ struct Sequence {
 // segments; run_end [n_kv_heads, max_segments] u32; records [max_segments, n_kv_heads] HeadRecord; blocks [n_kv_heads,
 // max_blocks] BlockRef
 struct IndexHeader {
-    address n_blocks, records, blocks;
+    Address n_blocks, records, blocks;
     uint32_t max_blocks, unused;
 };
 
 // What one head of a segment has for all its blocks.
 struct HeadRecord {
-    address k_divisor, v_divisor;  // [head_dim] or 0
-    address position;              // [max_places] u16 or 0
+    Address k_divisor, v_divisor;  // [head_dim] or 0
+    Address position;              // [max_places] u16 or 0
     uint32_t first_seen, last_seen;
     HeadUnits units;
     int k_rotate, v_rotate;
@@ -169,8 +169,8 @@ struct HeadRecord {
 };
 
 struct BlockRef {
-    address data;                // its K codes
-    address k_params, v_params;  // wherever they stand
+    Address data;                // its K codes
+    Address k_params, v_params;  // wherever they stand
     uint32_t place;              // its first, in the head
     uint32_t v_codes;            // from `data`
     uint32_t run_end;            // number of the first block whose keys are stored in another space
@@ -183,19 +183,19 @@ struct BlockRef {
 static_assert(sizeof(BlockRef) == 48, "without gaps");
 
 struct IndexParams {
-    address segments, n_segments;
-    address header, n_blocks, before, run_end, records, blocks;
+    Address segments, n_segments;
+    Address header, n_blocks, before, run_end, records, blocks;
     int n_kv_heads, head_dim, max_segments, max_blocks;
 };
 
 struct AppendParams {
-    address sequences, k, v;
+    Address sequences, k, v;
     int n_kv_heads, head_dim;
 };
 
 struct AttendParams {
-    address sequences, q, out;
-    address partial;  // [n_sequences, n_kv_heads, n_passes, n_splits, kRows, head_dim + 2] f32: unnormalized output,
+    Address sequences, q, out;
+    Address partial;  // [n_sequences, n_kv_heads, n_passes, n_splits, kRows, head_dim + 2] f32: unnormalized output,
                       // then the logits' maximum, to base 2, and the sum
     int n_heads, n_kv_heads, n_passes, n_splits;
     int head_dim, sliding_window;
@@ -239,10 +239,10 @@ enum : int {
 };
 
 struct ScoreParams {
-    address k, position, q, score, square;
-    address rows;     // [n_kv_heads, n_padded, head_dim] f16: the probes' query heads
-    address log_sum;  // [n_kv_heads, n_padded] f32, to base 2
-    address seen;     // [n_padded, 2] i32: tokens [x, y) that a row sees; none for padding
+    Address k, position, q, score, square;
+    Address rows;     // [n_kv_heads, n_padded, head_dim] f16: the probes' query heads
+    Address log_sum;  // [n_kv_heads, n_padded] f32, to base 2
+    Address seen;     // [n_padded, 2] i32: tokens [x, y) that a row sees; none for padding
     int64_t k_stride;
     int n_heads, n_kv_heads, head_dim, sliding_window;
     int n_tokens, n_rows, n_padded;
@@ -274,7 +274,7 @@ constexpr int rank_threadgroup_bytes() {
 }
 
 struct RankParams {
-    address saliency, tier;
+    Address saliency, tier;
     int n, n_salient;
 };
 

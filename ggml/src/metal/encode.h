@@ -35,7 +35,7 @@ class Encoder {
         }
     }
     // n_bytes: a multiple of 4.
-    void fill(address to, uint64_t n_bytes, uint32_t word) const {
+    void fill(Address to, uint64_t n_bytes, uint32_t word) const {
         const FillParams params = {to, n_bytes / 4, word, 0};
         constexpr int words = kFillThreads * kFillWords;
         dispatch("fill", params, {int64_t(params.n_words + words - 1) / words, 1, 1, kFillThreads});

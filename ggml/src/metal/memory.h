@@ -11,12 +11,12 @@ using namespace lanes;
 using namespace metal_abi;
 
 template <class T>
-device const T * read_at(address at) {
+device const T * read_at(Address at) {
     return reinterpret_cast<device const T *>(at);
 }
 
 template <class T>
-device T * write_at(address at) {
+device T * write_at(Address at) {
     return reinterpret_cast<device T *>(at);
 }
 

@@ -21,7 +21,7 @@ enum class Fault {
 };
 
 struct NeighbourParams {
-    address from, to;  // [64] u32
+    Address from, to;  // [64] u32
 };
 
 // to[i] = from[i + 1], by 64 threads, through threadgroup memory.
@@ -47,7 +47,7 @@ template <Fault F>
     if (F == Fault::divergent && i % 2) {
         x = simd_max(x);
     }
-    const address to = p.to + (F == Fault::misaligned ? 2 : 0);
+    const Address to = p.to + (F == Fault::misaligned ? 2 : 0);
     write_at<uint>(to)[F == Fault::same_place ? i / 2 : i] = x;
 }
 

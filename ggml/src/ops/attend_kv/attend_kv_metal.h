@@ -17,7 +17,7 @@ namespace gpu {
 
 // Where rows are stored as (x / divisor) H.
 struct Space {
-    address divisor;  // [D] or 0: ones
+    Address divisor;  // [D] or 0: ones
     int rotate;
 };
 

@@ -30,8 +30,8 @@ const char * rows_error(const ggml_zipcache_format & f, const ggml_zipcache_meta
                                                            : nullptr;
 }
 
-void find_order(const ggml_zipcache_format & f, const ggml_zipcache_metal_rows & rows, address segment,
-                address workspace, const Encoder & to) {
+void find_order(const ggml_zipcache_format & f, const ggml_zipcache_metal_rows & rows, Address segment,
+                Address workspace, const Encoder & to) {
     const Sizes s(f, rows.n_tokens);
     to.fill(workspace, s.counts, ~0u);
     const OrderParams params = {rows.format,        0,           segment, workspace + s.counts, workspace,

@@ -69,7 +69,7 @@ template <int D>
     if (side.rotate) {
         rotate_rows(x, n, D + 1, D, lane);
     }
-    const address divisors = key ? p.k_divisor : p.v_divisor;
+    const Address divisors = key ? p.k_divisor : p.v_divisor;
     device half * to = write_at<half>(key ? p.k : p.v) + ulong(head) * p.stride * D;
     device const uint * token = read_at<uint>(p.token) + ulong(f.n_orders == 1 ? 0 : head) * p.max_places + b.place;
     for (int i = lane; i < n * D; i += kLanes) {

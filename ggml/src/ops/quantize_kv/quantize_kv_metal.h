@@ -45,14 +45,14 @@ inline float unordered(uint u) {
     return as_type<float>(u >> 31 ? u & 0x7FFFFFFFu : ~u);
 }
 
-inline void widen_shared(address at, Range r) {
+inline void widen_shared(Address at, Range r) {
     if (!empty(r)) {
         atomic_fetch_max_explicit(write_at<atomic_uint>(at), ordered(-r.low), memory_order_relaxed);
         atomic_fetch_max_explicit(write_at<atomic_uint>(at + 4), ordered(r.high), memory_order_relaxed);
     }
 }
 
-inline Range shared_range(address at) {
+inline Range shared_range(Address at) {
     device const uint * u = read_at<uint>(at);
     Range r = no_range();
     if (u[1] != 0) {
@@ -144,15 +144,15 @@ inline void widen(thread Widest & w, Widest by) {
     w.middle = fmax(w.middle, by.middle);
 }
 
-inline address widest_at(constant QuantizeParams & p, device const Format & f, int head, bool key) {
+inline Address widest_at(constant QuantizeParams & p, device const Format & f, int head, bool key) {
     return p.widest + ulong((key ? 0 : f.n_kv_heads) + head) * 8;
 }
 
-inline address whole_at(constant QuantizeParams & p, device const Format & f, int head, bool key, int set) {
+inline Address whole_at(constant QuantizeParams & p, device const Format & f, int head, bool key, int set) {
     return p.whole + (ulong((key ? 0 : f.n_kv_heads) + head) * f.n_tiers + set) * f.head_dim * 8;
 }
 
-inline address shared_at(constant QuantizeParams & p, bool key, uint place) {
+inline Address shared_at(constant QuantizeParams & p, bool key, uint place) {
     return p.shared + ((key ? 0 : ulong(p.rows.max_places)) + place) * 8;
 }
 
@@ -233,7 +233,7 @@ struct BlockRows {
 template <int D>
 inline void load_rows(constant QuantizeParams & p, device const Format & f, thread const BlockRows & rows, int step) {
     const int n = min(int(kStep), rows.b.n - step * kStep);
-    const address divisors = rows.key ? p.rows.k_divisor : p.rows.v_divisor;
+    const Address divisors = rows.key ? p.rows.k_divisor : p.rows.v_divisor;
     device const half * from =
         read_at<half>(rows.key ? p.rows.k : p.rows.v) + ulong(rows.head) * ulong(p.rows.stride) * D;
     device const uint * token = read_at<uint>(p.rows.token) +
@@ -330,7 +330,7 @@ template <int D>
             }
         }
     }
-    const address to = widest_at(p, f, rows.head, rows.key);
+    const Address to = widest_at(p, f, rows.head, rows.key);
     const float width = simd_max(widest.width), middle = simd_max(widest.middle);
     if (rows.lane == 0) {
         atomic_fetch_max_explicit(write_at<atomic_uint>(to), as_type<uint>(width), memory_order_relaxed);
