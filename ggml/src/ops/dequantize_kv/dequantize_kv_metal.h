@@ -2,7 +2,7 @@
 // Codes to rows, by one SIMD-group for 16 places of one side of a block.
 //
 // Bytes: the codes and parameters once, 2 bytes an element out. Threadgroup memory: rows [16][D + 1] f32 and parameters
-// [D] f32 x 2: 18.1 KiB at D = 256, so two SIMD-groups a core there, seven at D = 64. The rotation is what takes
+// [D] f32 x 2: 18.1 KiB at D = 256, so three SIMD-groups a core there, a dozen at D = 64. The rotation is what takes
 // time: log2 D passes over the rows in threadgroup memory. It runs once per segment and turn.
 #include "metal/rotate.h"
 #include "metal/segment.h"

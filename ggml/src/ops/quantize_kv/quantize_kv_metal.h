@@ -4,7 +4,7 @@
 //
 // Bytes: the rows are read two or three times (what goes beyond a block, the ranges of its channels, the codes), 2
 // bytes an element each; codes and parameters are written once. Threadgroup memory: rows [16][D + 1] f32 and parameters
-// [D] f32 x 2: 18.1 KiB at D = 256, so two SIMD-groups a core there, seven at D = 64. As in dequantize_kv it is
+// [D] f32 x 2: 18.1 KiB at D = 256, so three SIMD-groups a core there, a dozen at D = 64. As in dequantize_kv it is
 // the rotation that takes the time. It runs once per compression.
 #include "metal/rotate.h"
 #include "metal/segment.h"
