@@ -11,7 +11,8 @@ namespace {
 std::vector<uint8_t> ranked(const float * saliency, int n, int n_salient) {
     std::vector<int> order(n);
     std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return saliency[a] > saliency[b]; });
+    std::sort(order.begin(), order.end(),
+              [&](int a, int b) { return saliency[a] > saliency[b] || (saliency[a] == saliency[b] && a < b); });
     std::vector<uint8_t> tier(n, 1);
     for (int i = 0; i < n_salient; ++i) {
         tier[order[i]] = 0;
