@@ -86,7 +86,7 @@ struct Machine {
     Region shared = {nullptr, 0, "threadgroup memory", {}};
     Region params = {nullptr, 0, "the parameters", {}};
     std::vector<uint8_t> shared_bytes;
-    const Region * last = nullptr;
+    Region * last = nullptr;  // the buffer of the last access
     const Kernel * kernel = nullptr;
     const char * name = "";
     GroupPosition position = {};
@@ -122,7 +122,7 @@ Region * region_of(const uint8_t * at, size_t n) {
         return &m.shared;
     }
     if (m.last && m.last->holds(at, n)) {
-        return const_cast<Region *>(m.last);
+        return m.last;
     }
     if (m.params.holds(at, n)) {
         return &m.params;
@@ -133,7 +133,7 @@ Region * region_of(const uint8_t * at, size_t n) {
         return nullptr;
     }
     m.last = &*std::prev(after);
-    return const_cast<Region *>(m.last);
+    return m.last;
 }
 
 // Whether an earlier access is not known to come before what `now` does. first_group: what earlier ones did is over.
