@@ -4,26 +4,19 @@
 //
 // A block's places are padded to a multiple of 16. It holds, each part aligned to kAlign:
 //   K codes, K parameters, V codes, V parameters
-// A code of b bits is cut into planes, the widest first with the lowest bits: one of 8 bits, else as in format.h.
-// Lane l of a warp has place row l / 4 and quarter l % 4. Its registers hold four codes, one a byte:
-//   K  register r of 16 places: byte j is of channel r % (head_dim / 16) * 16 + l % 4 * 4 + j,
-//      place r / (head_dim / 16) * 8 + l / 4: the B fragment of two tiles of 8 places
-//   V  register r of 16 places: byte j is of channel r * 8 + l / 4, place j / 2 * 8 + l % 4 * 2 + j % 2: the B fragment
-//      whose A is the C fragment of the logits, no lane exchanging anything
-// A plane of width w: [n_places / 16, words / v, 32 lanes, v] u32, words = head_dim * w / 64 rounded up, v the largest
-// of 4, 2, 1 that divides it. Word i of a lane holds registers i * 8 / w on, the s-th in bits [s w, s w + w) of each
-// byte.
-// Parameters of channels: channel c stands at c % 16 / 4 * head_dim / 4 + c / 16 * 4 + c % 4. Parameters of tokens:
-// place p of n stands at p % 8 / 2 * n / 4 + p / 8 * 2 + p % 2; a block of channels follows another.
+// How lanes share them: lane_order.h.
+#include "lane_order.h"
 #include "segment.h"
 
 namespace zipcache::cuda {
 
 using format::align;
 using format::kAlign;
+using lanes::kLanes;
+using lanes::kStep;
+using lanes::lane_words;
+using lanes::vector_words;
 
-constexpr int kStep = 16;  // places are padded to
-constexpr int kLanes = 32;
 constexpr uint32_t kCudaMagic = 0x4443495A;  // "ZICD"
 
 constexpr int64_t step_places(int64_t n) {
@@ -40,17 +33,8 @@ constexpr format::Planes cuda_planes(int bits) {
     return format::planes_of(bits);
 }
 
-// Words of a lane for 16 places.
-constexpr int lane_words(int head_dim, int width) {
-    return (head_dim * width + 63) / 64;
-}
-
-constexpr int vector_words(int words) {
-    return words % 4 == 0 ? 4 : words % 2 == 0 ? 2 : 1;
-}
-
 constexpr int64_t plane_bytes(int64_t n_places, int head_dim, int width) {
-    return n_places / kStep * lane_words(head_dim, width) * kLanes * int64_t(sizeof(uint32_t));
+    return n_places / kStep * lanes::step_bytes(head_dim, width);
 }
 
 constexpr int64_t codes_bytes(int64_t n_places, int head_dim, int bits) {
@@ -83,12 +67,10 @@ static_assert(plane_bytes(64, 128, 4) == 64 * 128 / 2);
 static_assert(cuda_k_spot(9, 37, 128, 4).byte == 597 && cuda_k_spot(9, 37, 128, 1).shift == 2);
 static_assert(cuda_v_spot(9, 37, 128, 4).byte == 331 && cuda_v_spot(9, 37, 128, 1).shift == 4);
 
-constexpr int channel_index(int channel, int head_dim) {
-    return channel % 16 / 4 * (head_dim / 4) + channel / 16 * 4 + channel % 4;
-}
+using lanes::channel_index;
 
 constexpr int64_t place_index(int64_t place, int64_t n_places) {
-    return place % 8 / 2 * (n_places / 4) + place / 8 * 2 + place % 2;
+    return lanes::place_index(static_cast<int>(place), static_cast<int>(n_places));
 }
 
 // A block of n places of one tier: offsets from its start.

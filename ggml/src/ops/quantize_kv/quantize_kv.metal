@@ -1,0 +1,16 @@
+#include "ops/quantize_kv/quantize_kv_metal.h"
+
+INSTANTIATE_KERNEL("quantize_kv_tables", zipcache::gpu::quantize_kv_tables<32>)
+INSTANTIATE_KERNEL("quantize_kv_tags", zipcache::gpu::quantize_kv_tags<zipcache::gpu::kTagThreads>)
+INSTANTIATE_KERNEL("quantize_kv_heads", zipcache::gpu::quantize_kv_heads<32>)
+INSTANTIATE_KERNEL("quantize_kv_shared", zipcache::gpu::quantize_kv_shared<zipcache::gpu::kSharedThreads>)
+INSTANTIATE_KERNEL("quantize_kv_measure_64", zipcache::gpu::quantize_kv_measure<64>)
+INSTANTIATE_KERNEL("quantize_kv_measure_80", zipcache::gpu::quantize_kv_measure<80>)
+INSTANTIATE_KERNEL("quantize_kv_measure_96", zipcache::gpu::quantize_kv_measure<96>)
+INSTANTIATE_KERNEL("quantize_kv_measure_128", zipcache::gpu::quantize_kv_measure<128>)
+INSTANTIATE_KERNEL("quantize_kv_measure_256", zipcache::gpu::quantize_kv_measure<256>)
+INSTANTIATE_KERNEL("quantize_kv_encode_64", zipcache::gpu::quantize_kv_encode<64>)
+INSTANTIATE_KERNEL("quantize_kv_encode_80", zipcache::gpu::quantize_kv_encode<80>)
+INSTANTIATE_KERNEL("quantize_kv_encode_96", zipcache::gpu::quantize_kv_encode<96>)
+INSTANTIATE_KERNEL("quantize_kv_encode_128", zipcache::gpu::quantize_kv_encode<128>)
+INSTANTIATE_KERNEL("quantize_kv_encode_256", zipcache::gpu::quantize_kv_encode<256>)
