@@ -55,7 +55,7 @@ TEST(metal_attend_kv_reads_every_pair_of_bits) {
             make_common(x, random);
             s.position.resize(1);
             s.segments.push_back(
-                {&x.format, x.segment.data(), x.k_divisor.data(), x.v_divisor.data(), nullptr, 0, 0, 0});
+                {&x.format, x.segment.data(), x.k_divisor.data(), x.v_divisor.data(), nullptr, 0, 0, 0, nullptr});
             s.n_tokens = 1;
             s.capacity = 3;
             std::normal_distribution<float> normal;
