@@ -4,7 +4,7 @@
 
 namespace zipcache {
 
-std::shared_ptr<const Segment> SegmentCodec::keep(const Rows &, Kept, const Parallel &) const {
+std::shared_ptr<const Segment> SegmentCodec::keep(const Rows &, Kept &&, const Parallel &) const {
     throw ArgumentError("this device's KV cache does not evict; accepted: policies that keep all tokens");
 }
 

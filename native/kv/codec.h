@@ -25,7 +25,7 @@ class SegmentCodec {
                                                     const Probes & probes, std::shared_ptr<const Balance> balance,
                                                     const Parallel & parallel) const = 0;
     // What stays of a run of tokens, where the policy evicts.
-    virtual std::shared_ptr<const Segment> keep(const Rows & rows, Kept kept, const Parallel & parallel) const;
+    virtual std::shared_ptr<const Segment> keep(const Rows & rows, Kept && kept, const Parallel & parallel) const;
     // The token of each place: u16, as ggml_zipcache_segment::position has them.
     virtual std::shared_ptr<const Bytes> places(const Segment & segment) const = 0;
     // Tokens [first, last) of a segment as rows, without the evicted ones, which are the same in every head.

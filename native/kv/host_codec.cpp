@@ -27,7 +27,7 @@ std::shared_ptr<const Segment> HostCodec::compress(int layer, const Rows & rows,
     return segment;
 }
 
-std::shared_ptr<const Segment> HostCodec::keep(const Rows & rows, Kept kept, const Parallel & parallel) const {
+std::shared_ptr<const Segment> HostCodec::keep(const Rows & rows, Kept && kept, const Parallel & parallel) const {
     auto segment = compressor_.keep(rows, std::move(kept), parallel);
     set_view(*segment);
     return segment;

@@ -53,8 +53,8 @@ class Weights {
 
     // A tensor that only feeds matrix products, so its layout is free; null if missing and not required.
     ggml_tensor * matrix(const std::string & name, const std::vector<int64_t> & shape, bool required = true);
-    // Matrices over the same input as one, rows behind rows: one product instead of several. null where they have not one
-    // type and one width, and on the host, where they lie in the mapped file. Ask before matrix() for each of them.
+    // Matrices over the same input as one, rows behind rows: one product instead of several. null where they have not
+    // one type and one width, and on the host, where they lie in the mapped file. Ask before matrix() for each of them.
     ggml_tensor * stack(const std::vector<std::string> & names);
     // The matrices of all experts in one tensor, always used in place: a token touches only a few of them.
     ggml_tensor * experts(const std::string & name, const std::vector<int64_t> & shape);
