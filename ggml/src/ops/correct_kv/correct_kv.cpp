@@ -84,9 +84,8 @@ std::vector<float> basis_of(const std::vector<float> & e, int64_t n, int dim, in
     }
     std::vector<int64_t> order(n);
     std::iota(order.begin(), order.end(), 0);
-    std::sort(order.begin(), order.end(), [&](int64_t x, int64_t y) {
-        return length[x] != length[y] ? length[x] > length[y] : x < y;
-    });
+    std::sort(order.begin(), order.end(),
+              [&](int64_t x, int64_t y) { return length[x] != length[y] ? length[x] > length[y] : x < y; });
     for (int64_t r = 0; r < std::min<int64_t>(rank, n); ++r) {
         std::copy_n(&e[order[r] * dim], dim, &b[r * dim]);
     }
