@@ -217,7 +217,7 @@ struct Shared {
     Merged merged;
 };
 
-// All units of a share. The warps' queries are on their way when the first units are.
+// All units of a share.
 template <int D, bool Any>
 __device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared, Arrivals & arrivals, float * red,
                                         float * acc) {
