@@ -1,10 +1,12 @@
 #pragma once
 // Random probes to score, for the tests of every device.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <random>
 #include <vector>
 
+#include "check.h"
 #include "ggml-zipcache.h"
 
 struct ProbeShape {
@@ -75,4 +77,22 @@ struct ProbeSample {
 inline void describe(const ProbeShape & c, double worst) {
     std::printf("  heads %d x %d dim %d window %d tokens %d probes %d: %g\n", c.n_kv_heads, c.group, c.head_dim,
                 c.sliding_window, int(c.n_tokens), int(c.n_probes), worst);
+}
+
+// difference(sample, n_probes): ProbeSample::difference() of what a device finds.
+template <class Difference>
+void check_scores(int n, Difference && difference) {
+    constexpr double kTolerance = 4e-3;  // queries of 11 bits against logits of up to 10
+    std::mt19937 random(test_seed());
+    double most = 0;
+    for (int i = 0; i < n; ++i) {
+        const ProbeShape c = random_probe_shape(random);
+        const double worst = difference(ProbeSample(c, random), c.n_probes);
+        most = std::max(most, worst);
+        CHECK(worst < kTolerance);
+        if (!(worst < kTolerance)) {
+            describe(c, worst);
+        }
+    }
+    std::printf("  score_probes: off by at most %.2g\n", most);
 }

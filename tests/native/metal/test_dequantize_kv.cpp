@@ -1,13 +1,9 @@
 #include <cmath>
 
 #include "buffers.h"
-#include "check.h"
-#include "ggml-zipcache-cuda.h"
-#include "segment_sample.h"
+#include "device_order.h"
 
 namespace {
-
-const int kDims[] = {64, 80, 96, 128, 256};
 
 // How far the rows of a sample are from the CPU's, and whether the same tokens are kept.
 struct Difference {
@@ -59,7 +55,7 @@ TEST(metal_dequantize_kv_gives_the_rows_the_cpu_gives) {
     std::mt19937 random(test_seed());
     double most = 0;
     for (int i = 0; i < n_cases(40); ++i) {
-        const Sample s = random_sample(random, kDims[random() % 5]);
+        const Sample s = random_sample(random, kDeviceDims[random() % 5]);
         const Difference d = dequantized(s);
         most = std::max(most, d.worst);
         CHECK(d.kept);

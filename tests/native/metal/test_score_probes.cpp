@@ -1,5 +1,4 @@
 #include "buffers.h"
-#include "check.h"
 #include "probe_sample.h"
 
 namespace {
@@ -27,21 +26,8 @@ double difference(const ProbeSample & s, int64_t n_probes) {
     return s.difference(score, square);
 }
 
-constexpr double kTolerance = 4e-3;  // queries of 11 bits against logits of up to 10
-
 }  // namespace
 
 TEST(metal_score_probes_matches_the_reference) {
-    std::mt19937 random(test_seed());
-    double most = 0;
-    for (int i = 0; i < n_cases(25); ++i) {
-        const ProbeShape c = random_probe_shape(random);
-        const double worst = difference(ProbeSample(c, random), c.n_probes);
-        most = std::max(most, worst);
-        CHECK(worst < kTolerance);
-        if (!(worst < kTolerance)) {
-            describe(c, worst);
-        }
-    }
-    std::printf("  score_probes: off by at most %.2g\n", most);
+    check_scores(n_cases(25), difference);
 }
