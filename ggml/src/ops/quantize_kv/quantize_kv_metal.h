@@ -230,6 +230,18 @@ struct BlockRows {
     threadgroup float * x;  // [16][D + 1]: the transformed rows of a step; padding holds zeros
 };
 
+// Those of a place in the grid [max_blocks, n_kv_heads, 2 sides].
+inline BlockRows rows_at(constant QuantizeParams & p, device const Format & f, uint3 group, uint lane_index,
+                         threadgroup uchar * shared) {
+    BlockRows rows;
+    rows.head = int(group.y);
+    rows.lane = int(lane_index);
+    rows.key = group.z == 0;
+    rows.x = reinterpret_cast<threadgroup float *>(shared);
+    rows.b = find_block(f, counts_of(p, f, rows.head), group.x);
+    return rows;
+}
+
 template <int D>
 inline void load_rows(constant QuantizeParams & p, device const Format & f, thread const BlockRows & rows, int step) {
     const int n = min(int(kStep), rows.b.n - step * kStep);
@@ -286,12 +298,7 @@ inline Range token_range(thread const BlockRows & rows, int place, int first, in
 template <int D>
 [[kernel]] void quantize_kv_measure(KERNEL_ARGUMENTS(QuantizeParams)) {
     device const Format & f = *read_at<Format>(p.rows.format);
-    BlockRows rows;
-    rows.head = int(group.y);
-    rows.lane = int(lane_index);
-    rows.key = group.z == 0;
-    rows.x = reinterpret_cast<threadgroup float *>(shared);
-    rows.b = find_block(f, counts_of(p, f, rows.head), group.x);
+    const BlockRows rows = rows_at(p, f, group, lane_index, shared);
     device const Side & side = rows.key ? f.k : f.v;
     const int scope = side.scope, kind = side.kind, block = side.block;
     const bool needed = kind >= kF8Pair || side.spans_heads || scope == kScopeSegment;
@@ -436,12 +443,7 @@ inline void write_token_params(device const Side & side, thread const BlockRows 
 template <int D>
 [[kernel]] void quantize_kv_encode(KERNEL_ARGUMENTS(QuantizeParams)) {
     device const Format & f = *read_at<Format>(p.rows.format);
-    BlockRows rows;
-    rows.head = int(group.y);
-    rows.lane = int(lane_index);
-    rows.key = group.z == 0;
-    rows.x = reinterpret_cast<threadgroup float *>(shared);
-    rows.b = find_block(f, counts_of(p, f, rows.head), group.x);
+    const BlockRows rows = rows_at(p, f, group, lane_index, shared);
     if (!rows.b.exists || !fits(p)) {
         return;
     }
