@@ -257,7 +257,7 @@ void * CudaDevice::allocate(size_t n_bytes) {
     return memory;
 }
 
-void CudaDevice::release(void * memory, size_t) {
+void CudaDevice::release(void * memory) {
     const std::lock_guard<std::recursive_mutex> lock(mutex_);
     (void) cudaSetDevice(index_);
     (void) cudaFreeAsync(memory, stream_);

@@ -141,7 +141,7 @@ void * CpuDevice::allocate(size_t n_bytes) {
     return ::operator new(n_bytes, std::align_val_t(kAlign), std::nothrow);
 }
 
-void CpuDevice::release(void * memory, size_t) {
+void CpuDevice::release(void * memory) {
     ::operator delete(memory, std::align_val_t(kAlign));
 }
 

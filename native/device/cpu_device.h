@@ -29,7 +29,7 @@ class CpuDevice : public Device {
     std::unique_ptr<BatchView> batch_view(const std::vector<const LayerView *> & layers) override;
     ggml_tensor * fill_mask(ggml_context * ctx, ggml_tensor * mask, ggml_tensor * spans) override;
     void * allocate(size_t n_bytes) override;
-    void release(void * memory, size_t n_bytes) override;
+    void release(void * memory) override;
     void clear(void * memory, size_t n_bytes) override;
     void copy(void * to, size_t to_stride, const void * from, size_t from_stride, size_t width, size_t n) override;
     void read(void * host, const void * from, size_t n_bytes) override;

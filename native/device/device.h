@@ -73,6 +73,8 @@ class Device {
     virtual FreeMemory free_memory() const = 0;
     virtual int chunk() const = 0;      // tokens that a graph of prefill works on
     virtual int key_block() const = 0;  // its flash attention is at its best over multiples of so many keys
+    // Room for n_rows keys whose last block is whole: a prefill's attention looks at all of it.
+    int64_t whole_blocks(int64_t n_rows) const { return (n_rows + key_block() - 1) / key_block() * key_block(); }
 
     virtual bool computes(const ggml_tensor * node) const = 0;
     // Whether LayerView::attend() reads heads of head_dim channels, each for so many query heads.
@@ -90,7 +92,7 @@ class Device {
 
     // Pieces of its memory that come and go with compressions; null when there is none left.
     virtual void * allocate(size_t n_bytes) = 0;
-    virtual void release(void * memory, size_t n_bytes) = 0;
+    virtual void release(void * memory) = 0;
     virtual void clear(void * memory, size_t n_bytes) = 0;  // zeros
     // n pieces of `width` bytes within its memory.
     virtual void copy(void * to, size_t to_stride, const void * from, size_t from_stride, size_t width, size_t n) = 0;

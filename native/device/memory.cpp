@@ -38,7 +38,7 @@ Bytes & Bytes::operator=(Bytes && other) noexcept {
 
 Bytes::~Bytes() {
     if (data_) {
-        device_->release(data_, size_);
+        device_->release(data_);
     }
 }
 

@@ -22,7 +22,7 @@ void check_length(const Model & model, size_t n_tokens) {
 class LayerRows {
   public:
     LayerRows(const Device & device, const HParams & h, int64_t n_tokens)
-        : capacity_((n_tokens + device.key_block() - 1) / device.key_block() * device.key_block()),
+        : capacity_(device.whole_blocks(n_tokens)),
           k_(device, GGML_TYPE_F16, h.head_dim, capacity_, h.n_kv_heads),
           v_(device, GGML_TYPE_F16, h.head_dim, capacity_, h.n_kv_heads) {
         if (!device.is_host()) {  // attention looks at masked rows, too, and 0 times NaN would show

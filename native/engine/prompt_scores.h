@@ -13,10 +13,9 @@ struct PromptScores {
     std::vector<float> seen;      // [n_layers, n_tokens]: probes that see the token
 };
 
-// Runs a prompt of at most Session::kStretch tokens through the model for these scores alone: the ones that its
-// compression with the same options would see. Keeps one layer's keys and values at a time.
-// Throws ArgumentError for bad tokens or options that do not fit the model, ContextError when memory runs out, and what
-// `progress` throws.
+// Runs a prompt of at most one stretch (Session::stretch_after) through the model for these scores alone: the ones that
+// its compression with the same options would see. Keeps one layer's keys and values at a time. Throws ArgumentError
+// for bad tokens or options that do not fit the model, ContextError when memory runs out, and what `progress` throws.
 PromptScores score_prompt(Model & model, const int32_t * tokens, size_t n_tokens, const KvOptions & options,
                           const Progress & progress);
 

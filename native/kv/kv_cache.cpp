@@ -78,12 +78,6 @@ void KvCache::set_window(Layer & layer, Window window) const {
     layer.shown->show(layer.view);
 }
 
-// A prefill's attention looks at rows in blocks, where that is faster: the last one has to be whole.
-int64_t KvCache::whole_blocks(int64_t n_rows) const {
-    const int64_t block = device_->key_block();
-    return (n_rows + block - 1) / block * block;
-}
-
 // Room for n_tokens uncompressed ones. Memory grows one layer at a time, so the peak is one layer's copy above it.
 void KvCache::grow_windows(int64_t n_tokens) {
     int64_t capacity = policy_->window_capacity();
@@ -92,7 +86,7 @@ void KvCache::grow_windows(int64_t n_tokens) {
         // a quarter more than asked while decoding keeps the copies cheap, and the slack small
         const int64_t wanted = n_window_ > 0 ? std::max(n_tokens, now + now / 4) : n_tokens;
         capacity = std::max(n_tokens, std::min((wanted + kStep - 1) / kStep * kStep, n_ctx_));
-        capacity = whole_blocks(capacity);
+        capacity = device_->whole_blocks(capacity);
     }
     if (n_tokens <= now) {
         return;
@@ -203,7 +197,7 @@ PrefillRows KvCache::begin_prefill(int layer, int64_t n_new, const Parallel & pa
     }
     if (scratch_.capacity() < n_past + n_new) {
         scratch_ = Window();
-        scratch_ = allocate(whole_blocks(n_past + n_new));
+        scratch_ = allocate(device_->whole_blocks(n_past + n_new));
     }
     past_ = copy_past(layer, scratch_, parallel);
     return past_;

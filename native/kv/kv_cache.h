@@ -123,7 +123,6 @@ class KvCache {
     };
 
     Window allocate(int64_t capacity) const;
-    int64_t whole_blocks(int64_t n_rows) const;
     void grow_windows(int64_t n_tokens);
     void set_window(Layer & layer, Window window) const;
     void copy_rows(const uint16_t * from, int64_t from_stride, uint16_t * to, int64_t to_stride, int64_t n) const;
