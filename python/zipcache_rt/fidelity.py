@@ -190,16 +190,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def check_outputs(args: argparse.Namespace) -> None:
-    """Finds before the work what would fail after it."""
-    cli.check_folder(args.json, args.plot)
-    if args.plot:
-        plotting.check(args.plot)
-
-
 def main() -> int:
     args = parse()
-    check_outputs(args)
+    plotting.check_outputs(args.json, args.plot)
     for word in args.policies:
         KvOptions.parse(word)  # told before a model is loaded
     contents = [read(path) for path in args.data]

@@ -32,6 +32,13 @@ def _any_script() -> Iterator[None]:
         yield
 
 
+def check_outputs(json: Path | None, plot: Path | None) -> None:
+    """Finds before the work what would fail after it."""
+    cli.check_folder(json, plot)
+    if plot:
+        check(plot)
+
+
 def check(path: Path) -> None:
     """ArgumentError when no plot could be written there."""
     if path.suffix.lower() not in FORMATS:

@@ -139,9 +139,7 @@ def check(args: argparse.Namespace) -> None:
     """Finds before the work what would fail after it."""
     for name in ("top", "most"):
         checks.integer(getattr(args, name), f"--{name}", 1, 2**31, "1 or more")
-    cli.check_folder(args.json, args.plot)
-    if args.plot:
-        plotting.check(args.plot)
+    plotting.check_outputs(args.json, args.plot)
 
 
 def main() -> int:
