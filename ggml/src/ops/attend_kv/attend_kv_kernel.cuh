@@ -39,7 +39,12 @@ __device__ __forceinline__ void store_row(Queries & queries, float * stored, int
     for (int i = 0; i * kLanes < D; ++i) {
         const int c = i * kLanes + lane;
         if (c < D) {
-            stored[(c / 16 * kLanes + row * 4 + c % 16 / 4) * 4 + c % 4] = x[i] * up;
+            const int quad = c / 16 * kLanes + row * 4 + c % 16 / 4;
+            stored[quad * 4 + c % 4] = x[i] * up;
+            const uint32_t integer = __float_as_uint(fmaf(x[i], up * (kMost / kShare), kMagic));
+            uint8_t * bytes = reinterpret_cast<uint8_t *>(stored) + Shape<D>::kIntegers + quad * 8 + c % 4;
+            bytes[0] = uint8_t(integer >> 8);  // as pack_bytes() has them
+            bytes[4] = uint8_t(integer ^ 0x80);
         }
     }
     if (lane == 0) {

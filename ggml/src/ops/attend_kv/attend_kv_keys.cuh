@@ -102,6 +102,21 @@ __device__ __forceinline__ float stored_query(const Queries & queries, const Spa
     return queries.unit[lane / 4];
 }
 
+// High and low bytes of 4 channels of x as integers, the largest kMost. Any: as in stored_query(), whose x it is.
+template <int D, bool Any>
+__device__ __forceinline__ uint2 plain_integers(const Queries & queries, const float (&x)[Shape<D>::kQuarter], int step,
+                                                int lane) {
+    if constexpr (Any) {
+        constexpr float up = kMost / kShare;
+        const float v[4] = {fmaf(x[4 * step], up, kMagic), fmaf(x[4 * step + 1], up, kMagic),
+                            fmaf(x[4 * step + 2], up, kMagic), fmaf(x[4 * step + 3], up, kMagic)};
+        uint2 packed;
+        pack_bytes(v, packed.x, packed.y);
+        return packed;
+    }
+    return in_shared<uint2>(queries.stored + Shape<D>::kIntegers + (step * kLanes + lane) * sizeof(uint2));
+}
+
 // sum of the integers of 16 channels
 __device__ __forceinline__ int sum_of(uint32_t high, uint32_t low) {
     return __dp4a(int(high), 0x01010101, 0) * 256 + __dp4a(int(low), 0x01010101, 0);
@@ -110,17 +125,45 @@ __device__ __forceinline__ int sum_of(uint32_t high, uint32_t low) {
 // Parameters by word, from where they are: a pointer that may be either is slower.
 struct GlobalWords {
     const uint8_t * data;
-    __device__ __forceinline__ uint32_t at(int byte) const { return *reinterpret_cast<const uint32_t *>(data + byte); }
+    template <class T>
+    __device__ __forceinline__ T at(int byte) const {
+        return *reinterpret_cast<const T *>(data + byte);
+    }
 };
 
 struct SharedWords {
     uint32_t offset;
-    __device__ __forceinline__ uint32_t at(int byte) const { return in_shared<uint32_t>(offset + byte); }
+    template <class T>
+    __device__ __forceinline__ T at(int byte) const {
+        return in_shared<T>(offset + byte);
+    }
 };
 
-// Channels' parameters folded into the query.
+// A quarter's bytes of [head_dim] parameters, those of 4 channels in a word.
 template <int D, class Words>
-__device__ __forceinline__ void fold_channels(const HeadRecord & r, const Words & params, int tier, int bits, int lane,
+__device__ __forceinline__ void load_quarter(const Words & params, int first, int quarter,
+                                             uint32_t (&words)[Shape<D>::kSteps]) {
+    constexpr int kSteps = Shape<D>::kSteps;
+    if constexpr (kSteps % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < kSteps; i += 4) {
+            const auto v = params.template at<uint4>(first + quarter * Shape<D>::kQuarter + 4 * i);
+            words[i] = v.x;
+            words[i + 1] = v.y;
+            words[i + 2] = v.z;
+            words[i + 3] = v.w;
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < kSteps; ++i) {
+            words[i] = params.template at<uint32_t>(first + quarter * Shape<D>::kQuarter + 4 * i);
+        }
+    }
+}
+
+// Channels' parameters folded into the query.
+template <int D, bool Any, class Words>
+__device__ __forceinline__ void fold_channels(const Queries & queries, const HeadRecord & r, const Words & params, int tier, int bits, int lane,
                                               float unit, float (&x)[Shape<D>::kQuarter], KeyQuery<D> & a) {
     const int quarter = lane % 4;
     const float shrink = r.k_shrink[tier], levels = float((1 << bits) - 1);
@@ -128,7 +171,7 @@ __device__ __forceinline__ void fold_channels(const HeadRecord & r, const Words 
     if (r.k_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR) {
 #pragma unroll
         for (int i = 0; i < Shape<D>::kQuarter; ++i) {
-            const uint32_t pair = params.at((quarter * Shape<D>::kQuarter + i) * 4);
+            const uint32_t pair = params.template at<uint32_t>((quarter * Shape<D>::kQuarter + i) * 4);
             const float2 p = __half22float2(*reinterpret_cast<const __half2 *>(&pair));
             offset += x[i] * p.y;
             x[i] *= p.x;
@@ -144,25 +187,45 @@ __device__ __forceinline__ void fold_channels(const HeadRecord & r, const Words 
         a.offset = quad_sum(offset) * unit;
         return;
     }
-    int sum = 0;
+    uint32_t words[Shape<D>::kSteps];
+    load_quarter<D>(params, 0, quarter, words);
 #pragma unroll
     for (int i = 0; i < Shape<D>::kSteps; ++i) {
-        const int at = quarter * Shape<D>::kQuarter + 4 * i;
-        const uint32_t range = params.at(at), middle = params.at(D + at) ^ 0x80808080u;
         float v[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            // 32768 + 128 + the middle: its byte in the mantissa of a float
-            offset = fmaf(x[4 * i + j], __uint_as_float(__byte_perm(middle, 0x47000000u, 0x7604 | j << 4)) - 32896.0f,
-                          offset);
-            v[j] = fmaf(x[4 * i + j], above_range(range, j), kMagic);  // the 1 too much is half an integer at most
+            v[j] = fmaf(x[4 * i + j], above_range(words[i], j), kMagic);  // the 1 too much is half an integer at most
         }
         pack_bytes(v, a.high[i], a.low[i]);
-        sum += sum_of(a.high[i], a.low[i]);
+    }
+    // sums over channels by the multiplication that the codes take, in columns: of the query's integers times the
+    // middles plus 128, of the integers, and of those above
+    const int column = lane / 4;
+    load_quarter<D>(params, D, quarter, words);
+    int c[4] = {}, d[4] = {};
+#pragma unroll
+    for (int i = 0; i < Shape<D>::kSteps; i += 2) {
+        constexpr uint32_t kOnes = 0x01010101u;
+        const bool pair = i + 1 < Shape<D>::kSteps;
+        const uint32_t ones = column == 1 ? kOnes : 0;
+        const uint32_t b0 = column == 0 ? words[i] ^ 0x80808080u : ones;
+        const uint2 q0 = plain_integers<D, Any>(queries, x, i, lane);
+        if (pair) {
+            const int next = pair ? i + 1 : i;
+            const uint32_t b1 = column == 0 ? words[next] ^ 0x80808080u : ones;
+            const uint2 q1 = plain_integers<D, Any>(queries, x, next, lane);
+            mma_k32(c, q0.x, q0.y, q1.x, q1.y, b0, b1);
+            mma_k32(d, a.high[i], a.low[i], a.high[next], a.low[next], ones, ones);
+        } else {
+            mma_k16(c, q0.x, q0.y, b0);
+            mma_k16(d, a.high[i], a.low[i], ones);
+        }
     }
     const float back = unit * r.units.k_range;  // an integer times a code, but for the tier
     a.unit = back * shrink / levels;
-    a.offset = quad_sum(offset) * unit * r.units.k_mid - shrink / 2 * back * float(quad_sum(sum));
+    const float middles = float(whole_int(c[0], c[2]) - 128 * whole_int(c[1], c[3])) * (kShare / kMost);
+    const float own = middles * unit * r.units.k_mid - shrink / 2 * back * whole(d[1], d[3]);
+    a.offset = __shfl_sync(~0u, own, lane & ~3);
 }
 
 // The query alone, for tokens' parameters.
@@ -202,10 +265,10 @@ __device__ __forceinline__ void prepare_query(const Queries & queries, const Hea
         return;
     }
     if (by_group) {
-        fold_channels<D>(r, SharedWords{slot + ref.k_params()}, ref.tier(), ref.k_bits(), lane, unit, x, a);
+        fold_channels<D, Any>(queries, r, SharedWords{slot + ref.k_params()}, ref.tier(), ref.k_bits(), lane, unit, x, a);
     } else {
         const int set = r.k_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR ? ref.tier() * D * 4 : 0;
-        fold_channels<D>(r, GlobalWords{r.k_params + set}, ref.tier(), ref.k_bits(), lane, unit, x, a);
+        fold_channels<D, Any>(queries, r, GlobalWords{r.k_params + set}, ref.tier(), ref.k_bits(), lane, unit, x, a);
     }
 }
 

@@ -25,7 +25,8 @@ struct Shape {
     static constexpr int kSlot = 72 * D;    // bytes of half a unit: 8-bit codes, parameters by 32 channels
     static constexpr int kWarps = D >= 256 ? 6 : D >= 128 ? 12 : 16;  // at most: as many as shared memory takes
     static constexpr int kRedStride = D + 8;                          // floats; spreads the rows over the banks
-    static constexpr int kQueries = kRows * D * int(sizeof(float));
+    static constexpr int kIntegers = kRows * D * int(sizeof(float));          // bytes of queries, before them as integers
+    static constexpr int kQueries = kIntegers + kRows * D * int(sizeof(int16_t));
 
     // Shared memory of a block of so many warps: two slots each; the queries, later their sums; a record for each.
     static constexpr int ring_bytes(int n_warps) { return n_warps * 2 * kSlot; }
@@ -75,8 +76,12 @@ struct Ref {
 static_assert(sizeof(Ref) == sizeof(BlockRef));
 
 // Halves of a 16-bit integer meet the codes in rows of their own.
+__device__ __forceinline__ int whole_int(int high, int low) {
+    return high * 256 + low;
+}
+
 __device__ __forceinline__ float whole(int high, int low) {
-    return static_cast<float>(high * 256 + low);
+    return static_cast<float>(whole_int(high, low));
 }
 
 // The dynamic shared memory by byte offsets: a pointer that went through a struct is no longer known to be shared.

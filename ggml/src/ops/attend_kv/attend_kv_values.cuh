@@ -126,6 +126,33 @@ struct WeightQuery {
     }
 };
 
+// Codes of one plane need not be shifted: all of a tile lie at the same bit of their bytes, and what multiplies their
+// sums makes up for it.
+template <int Bits>
+constexpr bool kInPlace = Bits == 1 || Bits == 2 || Bits == 4;
+
+template <int Bits>
+constexpr int place_in_byte(int tile) {
+    return kInPlace<Bits> ? tile % (8 / Bits) * Bits : 0;
+}
+
+// As unpack() has them, times 2^place_in_byte().
+template <int Bits, int D, int N>
+__device__ __forceinline__ void unpack_in_place(uint32_t codes, int n_steps, int step, int lane, int first,
+                                                uint32_t (&regs)[N]) {
+    if constexpr (kInPlace<Bits>) {
+        uint32_t words[lane_words(D, Bits)];
+        load_words<Bits, D>(codes, step, lane, words);
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            const uint32_t mask = 0x01010101u * ((1u << Bits) - 1);
+            regs[i] = words[(first + i) / (8 / Bits)] & mask << place_in_byte<Bits>(first + i);
+        }
+    } else {
+        unpack<Bits, D>(codes, n_steps, step, lane, first, regs);
+    }
+}
+
 // Integer products of the weights with tiles [first, first + N) of 8 channels. Places that the block has not weigh
 // nothing, whatever lies in the slot.
 template <int Bits, int D, int N>
@@ -138,8 +165,8 @@ __device__ __forceinline__ void multiply_tiles(const WeightQuery & w, uint32_t s
 #pragma unroll 1
     for (int pair = 0; 2 * pair < n_steps; ++pair) {
         uint32_t b[2][N];
-        unpack<Bits, D>(slot, n_steps, 2 * pair, lane, first, b[0]);
-        unpack<Bits, D>(slot, n_steps, 2 * pair + 1, lane, first, b[1]);
+        unpack_in_place<Bits, D>(slot, n_steps, 2 * pair, lane, first, b[0]);
+        unpack_in_place<Bits, D>(slot, n_steps, 2 * pair + 1, lane, first, b[1]);
         // chosen, not indexed: registers have no addresses
         const uint32_t high0 = pair == 0 ? w.high[0] : w.high[2], high1 = pair == 0 ? w.high[1] : w.high[3];
         const uint32_t low0 = pair == 0 ? w.low[0] : w.low[2], low1 = pair == 0 ? w.low[1] : w.low[3];
@@ -150,10 +177,11 @@ __device__ __forceinline__ void multiply_tiles(const WeightQuery & w, uint32_t s
     }
 }
 
-// Calls use(number of a register of sums, the product) for each channel of the lane; half of the tiles at a time.
+// Calls use(number of a register of sums, the product, its unit) for each channel of the lane; half of the tiles at a
+// time. unit: of the integers' products.
 template <int D, class Use>
-__device__ __forceinline__ void multiply_values(const WeightQuery & w, int bits, uint32_t slot, int n_steps, int lane,
-                                                Use && use) {
+__device__ __forceinline__ void multiply_values(const WeightQuery & w, float unit, int bits, uint32_t slot, int n_steps,
+                                                int lane, Use && use) {
     with_bits(bits, [&](auto n_bits) {
         constexpr int kTiles = Shape<D>::kRegs / 2;
 #pragma unroll
@@ -162,7 +190,8 @@ __device__ __forceinline__ void multiply_values(const WeightQuery & w, int bits,
             multiply_tiles<decltype(n_bits)::value, D>(w, slot, n_steps, lane, half * kTiles, c);
 #pragma unroll
             for (int i = 0; i < 2 * kTiles; ++i) {
-                use(2 * half * kTiles + i, whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]));
+                const int place = place_in_byte<decltype(n_bits)::value>(half * kTiles + i / 2);
+                use(2 * half * kTiles + i, whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]), unit / float(1 << place));
             }
         }
     });
@@ -310,10 +339,12 @@ __device__ __forceinline__ void add_channels(const ValueBlock & block, const flo
     }
     Weighing weighing;
     pack_scaled(w, own, weighing);
-    multiply_values<D>(weighing.query, block.ref.v_bits(), block.slot, block.n_steps, lane, [&](int i, float product) {
-        const Param p = channel_param(block, params, channel_index(8 * (i / 2) + lane % 4 * 2 + i % 2, D), D);
-        sums.out[i] += fmaf(product * weighing.unit, p.scale, p.min * total * own);
-    });
+    multiply_values<D>(
+        weighing.query, weighing.unit, block.ref.v_bits(), block.slot, block.n_steps, lane,
+        [&](int i, float product, float unit) {
+            const Param p = channel_param(block, params, channel_index(8 * (i / 2) + lane % 4 * 2 + i % 2, D), D);
+            sums.out[i] += fmaf(product * unit, p.scale, p.min * total * own);
+        });
 }
 
 // Adds a block's values by its logits. s is used up. Any: whatever the format; else tokens have parameters of their
@@ -340,8 +371,9 @@ __device__ __forceinline__ void add_values(const ValueBlock & block, float (&s)[
             weigh_f8(block, s, own, lane, w);
         }
         sums.offset += w.offset;
-        multiply_values<D>(w.query, block.ref.v_bits(), block.slot, block.n_steps, lane,
-                           [&](int i, float product) { sums.out[i] = fmaf(product, w.unit, sums.out[i]); });
+        multiply_values<D>(
+            w.query, w.unit, block.ref.v_bits(), block.slot, block.n_steps, lane,
+            [&](int i, float product, float unit) { sums.out[i] = fmaf(product, unit, sums.out[i]); });
         return;
     }
     // all are multiplied and one set is used: the loop stays short, and such formats are rare
@@ -349,9 +381,10 @@ __device__ __forceinline__ void add_values(const ValueBlock & block, float (&s)[
     for (int set = 0; Any && set < n_sets; ++set) {
         Weighing w;
         weigh_any(block, n_sets, set, s, own, lane, w);
-        multiply_values<D>(w.query, block.ref.v_bits(), block.slot, block.n_steps, lane, [&](int i, float product) {
-            sums.out[i] += i / 2 * 8 / r.v_block == set ? fmaf(product, w.unit, w.offset) : 0.0f;
-        });
+        multiply_values<D>(w.query, w.unit, block.ref.v_bits(), block.slot, block.n_steps, lane,
+                           [&](int i, float product, float unit) {
+                               sums.out[i] += i / 2 * 8 / r.v_block == set ? fmaf(product, unit, w.offset) : 0.0f;
+                           });
     }
 }
 
