@@ -94,19 +94,21 @@ struct Worker {
                      first_token(unit), item.seen.last, lane);
     }
 
-    // A half of a block: codes and parameters, of values also the pairs that all heads share.
-    __device__ __forceinline__ void copy_block(const Ref & ref, bool key) const {
+    // A half of a block: codes and parameters; of keys, where they are new, also those of the tier's channels, of values
+    // the pairs that all heads share.
+    __device__ __forceinline__ void copy_block(const Ref & ref, bool key, bool new_tier) const {
         const uint32_t first = key ? 0 : ref.v_codes(), n = key ? ref.v_codes() : ref.size() - first;
         const uint32_t slot = shared_address(shared_bytes()) + ring + (key ? 0 : Shape<D>::kSlot);
-        const uint32_t pairs = !key && ref.v_pairs() > 0 ? ref.n_steps() * kStep * uint32_t(sizeof(format::Pair)) : 0;
-        const uint32_t pairs_slot = slot + ref.v_params() - first;
-        const uint8_t *from = ref.data() + first, *pairs_from = ref.data() - ref.v_pairs();
+        const uint32_t back = !key ? ref.v_pairs() : new_tier ? ref.k_channels() : 0;
+        const uint32_t shared = back == 0 ? 0 : (key ? uint32_t(D) : ref.n_steps() * kStep) * uint32_t(sizeof(format::Pair));
+        const uint32_t shared_slot = slot + (key ? n : ref.v_params() - first);
+        const uint8_t *from = ref.data() + first, *shared_from = ref.data() - back;
         if constexpr (kBulkCopies) {
             if (lane == 0) {
-                expect_bytes(arrivals.barrier(key), n + pairs);
+                expect_bytes(arrivals.barrier(key), n + shared);
                 copy_bulk(slot, from, n, arrivals.barrier(key));
-                if (pairs > 0) {
-                    copy_bulk(pairs_slot, pairs_from, pairs, arrivals.barrier(key));
+                if (shared > 0) {
+                    copy_bulk(shared_slot, shared_from, shared, arrivals.barrier(key));
                 }
             }
             return;
@@ -115,16 +117,16 @@ struct Worker {
         for (uint32_t i = lane * kPiece; i < n; i += kLanes * kPiece) {
             copy_async(slot + i, from + i);
         }
-        for (uint32_t i = lane * kPiece; i < pairs; i += kLanes * kPiece) {
-            copy_async(pairs_slot + i, pairs_from + i);
+        for (uint32_t i = lane * kPiece; i < shared; i += kLanes * kPiece) {
+            copy_async(shared_slot + i, shared_from + i);
         }
     }
 
-    __device__ __forceinline__ void copy(int unit, const Ref & ref, bool key) const {
+    __device__ __forceinline__ void copy(int unit, const Ref & ref, bool key, bool new_tier) const {
         if (is_window(unit)) {
             copy_window(unit, key);
         } else {
-            copy_block(ref, key);
+            copy_block(ref, key, new_tier);
         }
     }
 
@@ -138,15 +140,22 @@ struct Worker {
         __syncwarp();
     }
 
-    // Starts copying the first unit.
+    // Starts copying the first unit's keys.
     __device__ __forceinline__ void begin(int first, const Ref & ref) const {
         if (!is_window(first)) {
             copy_record(ref.segment());
         }
-        copy(first, ref, true);
+        copy(first, ref, true, true);
         commit_copies();
-        copy(first, ref, false);
-        commit_copies();
+        commit_copies();  // in the place of the values, which are asked for when the keys are there: all warps begin at
+                          // once, and soon each has what it needs first
+    }
+
+    __device__ __forceinline__ void begin_values(bool is_first, int unit, const Ref & ref) const {
+        if (is_first) {
+            copy(unit, ref, false, false);
+            commit_copies();
+        }
     }
 
     // The record of a segment, in shared memory: it is read often, and what the cache holds goes by quickly.
@@ -171,10 +180,11 @@ struct Worker {
             }
             if (is_window(unit)) {
                 wait_for(true, true);
+                begin_values(unit == first, unit, ref);
                 float s[8];
                 window_logits<D>(queries, keys, item.seen.last - first_token(unit), lane, s);
                 before_bulk_copies();
-                advance(unit + step, more, next, true);
+                advance(unit + step, more, next, true, true);
                 wait_for(true, false);
                 add_window<D>(values, s, lane, sums);
                 before_bulk_copies();
@@ -188,15 +198,16 @@ struct Worker {
                     wait_copies<0>();  // the first one's record
                 }
                 wait_for(false, true);
+                begin_values(unit == first, unit, ref);
                 float s[16];
                 prepare_query<D, Any>(queries, r, ref, keys, lane, query);
                 key_logits<D, Any>(query, r, ref, keys, lane, s);
-                advance(unit + step, more, next, true);
+                advance(unit + step, more, next, true, !next.same_tier(ref));
                 hide(r, ref, lane, s);
                 wait_for(false, false);
                 add_values<D, Any>({r, ref, values, ref.n_steps()}, s, lane, sums);
             }
-            advance(unit + step, more, next, false);
+            advance(unit + step, more, next, false, false);
             ref = next;
         }
         wait_copies<0>();
@@ -204,10 +215,10 @@ struct Worker {
 
     // A slot that was read takes the same half of the next unit. Windows count groups of copies, so that every half is
     // one.
-    __device__ __forceinline__ void advance(int unit, bool more, const Ref & next, bool key) const {
+    __device__ __forceinline__ void advance(int unit, bool more, const Ref & next, bool key, bool new_tier) const {
         __syncwarp();
         if (more) {
-            copy(unit, next, key);
+            copy(unit, next, key, new_tier);
         }
         commit_copies();
     }
@@ -221,6 +232,16 @@ struct Shared {
     Queries queries;
     Merged merged;
 };
+
+// The references to blocks among units [first, last) on their way to the L2 cache: each is read but once, some units
+// late.
+__device__ __forceinline__ void fetch_references(const Item & item, int first, int last) {
+    constexpr int kLine = 128 / int(sizeof(BlockRef));
+    const int window = int(item.window_units);
+    for (int i = max(first, window) + int(threadIdx.x) * kLine; i < last; i += int(blockDim.x) * kLine) {
+        fetch_line(item.blocks + (i - window));
+    }
+}
 
 // All units of a share.
 template <int D, bool Any>
@@ -248,6 +269,7 @@ __device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared,
     }
     const int first = unit_at(item, shared.share.from) + warp, last = unit_at(item, shared.share.to);
     const Ref ref = first < last ? worker.ref_of(first) : Ref{};
+    fetch_references(item, first - warp, last);
     for (int r = warp; r < kRows; r += n_warps) {
         if (r != warp) {
             load_row<D>(p, item, r, lane, row);

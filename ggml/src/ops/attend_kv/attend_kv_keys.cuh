@@ -122,32 +122,14 @@ __device__ __forceinline__ int sum_of(uint32_t high, uint32_t low) {
     return __dp4a(int(high), 0x01010101, 0) * 256 + __dp4a(int(low), 0x01010101, 0);
 }
 
-// Parameters by word, from where they are: a pointer that may be either is slower.
-struct GlobalWords {
-    const uint8_t * data;
-    template <class T>
-    __device__ __forceinline__ T at(int byte) const {
-        return *reinterpret_cast<const T *>(data + byte);
-    }
-};
-
-struct SharedWords {
-    uint32_t offset;
-    template <class T>
-    __device__ __forceinline__ T at(int byte) const {
-        return in_shared<T>(offset + byte);
-    }
-};
-
-// A quarter's bytes of [head_dim] parameters, those of 4 channels in a word.
-template <int D, class Words>
-__device__ __forceinline__ void load_quarter(const Words & params, int first, int quarter,
-                                             uint32_t (&words)[Shape<D>::kSteps]) {
+// A quarter's bytes of [head_dim] parameters at an offset in shared memory, those of 4 channels in a word.
+template <int D>
+__device__ __forceinline__ void load_quarter(uint32_t params, int quarter, uint32_t (&words)[Shape<D>::kSteps]) {
     constexpr int kSteps = Shape<D>::kSteps;
     if constexpr (kSteps % 4 == 0) {
 #pragma unroll
         for (int i = 0; i < kSteps; i += 4) {
-            const auto v = params.template at<uint4>(first + quarter * Shape<D>::kQuarter + 4 * i);
+            const auto & v = in_shared<uint4>(params + quarter * Shape<D>::kQuarter + 4 * i);
             words[i] = v.x;
             words[i + 1] = v.y;
             words[i + 2] = v.z;
@@ -156,25 +138,29 @@ __device__ __forceinline__ void load_quarter(const Words & params, int first, in
     } else {
 #pragma unroll
         for (int i = 0; i < kSteps; ++i) {
-            words[i] = params.template at<uint32_t>(first + quarter * Shape<D>::kQuarter + 4 * i);
+            words[i] = in_shared<uint32_t>(params + quarter * Shape<D>::kQuarter + 4 * i);
         }
     }
 }
 
-// Channels' parameters folded into the query.
-template <int D, bool Any, class Words>
-__device__ __forceinline__ void fold_channels(const Queries & queries, const HeadRecord & r, const Words & params, int tier, int bits, int lane,
+// Channels' parameters, at an offset in shared memory, folded into the query.
+template <int D, bool Any>
+__device__ __forceinline__ void fold_channels(const Queries & queries, const HeadRecord & r, uint32_t params, int tier, int bits, int lane,
                                               float unit, float (&x)[Shape<D>::kQuarter], KeyQuery<D> & a) {
     const int quarter = lane % 4;
     const float shrink = r.k_shrink[tier], levels = float((1 << bits) - 1);
     float offset = 0;
     if (r.k_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR) {
 #pragma unroll
-        for (int i = 0; i < Shape<D>::kQuarter; ++i) {
-            const uint32_t pair = params.template at<uint32_t>((quarter * Shape<D>::kQuarter + i) * 4);
-            const float2 p = __half22float2(*reinterpret_cast<const __half2 *>(&pair));
-            offset += x[i] * p.y;
-            x[i] *= p.x;
+        for (int i = 0; i < Shape<D>::kQuarter; i += 4) {
+            const auto & v = in_shared<uint4>(params + (quarter * Shape<D>::kQuarter + i) * 4);
+            const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const float2 p = __half22float2(*reinterpret_cast<const __half2 *>(&pairs[j]));
+                offset += x[i + j] * p.y;
+                x[i + j] *= p.x;
+            }
         }
         const float most = largest<D>(x), up = most > 0 ? kMost / most : 0;
 #pragma unroll
@@ -188,7 +174,7 @@ __device__ __forceinline__ void fold_channels(const Queries & queries, const Hea
         return;
     }
     uint32_t words[Shape<D>::kSteps];
-    load_quarter<D>(params, 0, quarter, words);
+    load_quarter<D>(params, quarter, words);
 #pragma unroll
     for (int i = 0; i < Shape<D>::kSteps; ++i) {
         float v[4];
@@ -201,7 +187,7 @@ __device__ __forceinline__ void fold_channels(const Queries & queries, const Hea
     // sums over channels by the multiplication that the codes take, in columns: of the query's integers times the
     // middles plus 128, of the integers, and of those above
     const int column = lane / 4;
-    load_quarter<D>(params, D, quarter, words);
+    load_quarter<D>(params + D, quarter, words);
     int c[4] = {}, d[4] = {};
 #pragma unroll
     for (int i = 0; i < Shape<D>::kSteps; i += 2) {
@@ -264,12 +250,7 @@ __device__ __forceinline__ void prepare_query(const Queries & queries, const Hea
         fold_nothing<D>(unit, x, a);
         return;
     }
-    if (by_group) {
-        fold_channels<D, Any>(queries, r, SharedWords{slot + ref.k_params()}, ref.tier(), ref.k_bits(), lane, unit, x, a);
-    } else {
-        const int set = r.k_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR ? ref.tier() * D * 4 : 0;
-        fold_channels<D, Any>(queries, r, GlobalWords{r.k_params + set}, ref.tier(), ref.k_bits(), lane, unit, x, a);
-    }
+    fold_channels<D, Any>(queries, r, slot + ref.k_params<D>(), ref.tier(), ref.k_bits(), lane, unit, x, a);
 }
 
 // Integer products of 16 places with the query: c [tile of 8 places].
@@ -297,7 +278,7 @@ __device__ __forceinline__ void weigh_tokens(const KeyQuery<D> & a, const HeadRe
                                              const uint32_t (&b)[Shape<D>::kRegs], float * s) {
     const int block = r.k_block;
     const uint8_t * data = r.k_shared_heads ? reinterpret_cast<const uint8_t *>(r.k_shared + ref.place())
-                                            : shared_bytes() + slot + ref.k_params();
+                                            : shared_bytes() + slot + ref.k_params<D>();
     const TokenParams params = token_params(data, r.k_kind, block >= D ? n_places : D / block * n_places,
                                             r.units.k_range, r.k_shrink[ref.tier()], ref.k_bits());
     if (block >= D) {

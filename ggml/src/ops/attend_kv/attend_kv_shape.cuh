@@ -65,13 +65,21 @@ struct Ref {
     __device__ __forceinline__ int tier() const { return int(a.w >> 16 & 0xFF); }
     __device__ __forceinline__ int n() const { return int(a.w >> 24); }
     __device__ __forceinline__ int n_steps() const { return (n() + kStep - 1) / kStep; }
-    __device__ __forceinline__ uint32_t k_params() const { return (b.x & 0xFFFF) * kAlign; }
-    __device__ __forceinline__ uint32_t v_codes() const { return (b.x >> 16) * kAlign; }
-    __device__ __forceinline__ uint32_t v_params() const { return (b.y & 0xFFFF) * kAlign; }
-    __device__ __forceinline__ uint32_t size() const { return (b.y >> 16) * kAlign; }
-    __device__ __forceinline__ int k_bits() const { return int(b.z & 0xFF); }
-    __device__ __forceinline__ int v_bits() const { return int(b.z >> 8 & 0xFF); }
-    __device__ __forceinline__ uint32_t v_pairs() const { return b.w; }
+    __device__ __forceinline__ bool same_tier(const Ref & other) const {
+        return ((a.w ^ other.a.w) & 0xFFFFFF) == 0;  // and segment
+    }
+    __device__ __forceinline__ uint32_t k_channels() const { return b.x; }
+    __device__ __forceinline__ uint32_t v_pairs() const { return b.y; }
+    __device__ __forceinline__ uint32_t v_codes() const { return (b.z & 0xFFFF) * kAlign; }
+    __device__ __forceinline__ uint32_t v_params() const { return (b.z >> 16) * kAlign; }
+    __device__ __forceinline__ uint32_t size() const { return (b.w & 0xFFFF) * kAlign; }
+    __device__ __forceinline__ int k_bits() const { return int(b.w >> 16 & 0xFF); }
+    __device__ __forceinline__ int v_bits() const { return int(b.w >> 24); }
+    // behind the keys' codes: their parameters, the block's own or its tier's
+    template <int D>
+    __device__ __forceinline__ uint32_t k_params() const {
+        return uint32_t(n_steps() * k_bits()) * (kStep * D / 8);
+    }
 };
 static_assert(sizeof(Ref) == sizeof(BlockRef));
 

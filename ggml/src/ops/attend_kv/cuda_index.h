@@ -14,10 +14,10 @@ namespace zipcache::cuda {
 
 constexpr int kQuanta = 1024;
 
-// Bytes, and what a block costs whatever its bytes: most of it. A warp's instructions, not the memory, are what takes
-// time (measured on an H100).
+// What a block costs whatever its bytes is nearly all of it: a warp's instructions, not the memory, are what takes time
+// (measured on an H100).
 constexpr uint32_t block_cost(int64_t bytes) {
-    return static_cast<uint32_t>(bytes) + 32768;
+    return static_cast<uint32_t>(bytes) / 4 + 32768;
 }
 
 struct Before {
@@ -40,8 +40,7 @@ struct IndexHeader {
 // What one head of a segment has for all its blocks.
 struct alignas(16) HeadRecord {
     Space k, v;
-    const uint8_t * k_params;  // of scope `segment`: [n_sets] of [head_dim]
-    const uint8_t * v_params;
+    const uint8_t * v_params;       // of scope `segment`: [n_sets] of [head_dim]
     const format::Pair * k_shared;  // [n_places]
     const uint16_t * position;      // [max_places] or NULL
     uint32_t first_seen, last_seen;
@@ -58,10 +57,11 @@ struct BlockRef {
     uint16_t segment;
     uint8_t tier;
     uint8_t n;                                   // tokens
-    uint16_t k_params, v_codes, v_params, size;  // in units of kAlign
+    // Bytes back from `data` to what lies elsewhere in the segment, or 0: parameters of its tier's channels of keys;
+    // the values' parameters that all heads share.
+    uint32_t k_channels, v_pairs;
+    uint16_t v_codes, v_params, size;  // in units of kAlign
     uint8_t k_bits, v_bits;
-    uint16_t unused;
-    uint32_t v_pairs;  // bytes from the values' parameters that all heads share back from `data`; 0: there are none
 };
 static_assert(sizeof(BlockRef) == 32);
 

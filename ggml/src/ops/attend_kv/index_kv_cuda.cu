@@ -63,7 +63,6 @@ __device__ void write_record(const ggml_zipcache_cuda_segment & s, int head, Hea
     const int64_t channel = int64_t(head) * f.head_dim;
     r.k = {s.k_divisor ? s.k_divisor + channel : nullptr, f.k.rotate, 0};
     r.v = {s.v_divisor ? s.v_divisor + channel : nullptr, f.v.rotate, 0};
-    r.k_params = s.data + l.k_params + head * format::segment_param_bytes(f, f.k);
     r.v_params = s.data + l.v_params + head * format::segment_param_bytes(f, f.v);
     r.k_shared = reinterpret_cast<const format::Pair *>(s.data + l.k_shared);
     r.position = s.position ? s.position + head * s.max_places : nullptr;
@@ -189,16 +188,22 @@ __global__ void index_blocks(Args args) {
         ref.segment = static_cast<uint16_t>(s);
         ref.tier = static_cast<uint8_t>(t);
         ref.n = static_cast<uint8_t>(tokens);
-        ref.k_params = static_cast<uint16_t>(own.k_params / kAlign);
         ref.v_codes = static_cast<uint16_t>(own.v_codes / kAlign);
         ref.v_params = static_cast<uint16_t>(own.v_params / kAlign);
         ref.size = static_cast<uint16_t>(own.size / kAlign);
         ref.k_bits = static_cast<uint8_t>(f.k.bits[t]);
         ref.v_bits = static_cast<uint8_t>(f.v.bits[t]);
+        const auto & header = *reinterpret_cast<const format::SegmentHeader *>(segment.data);
+        const SegmentLayout layout = segment_layout(f, header.n_tokens, header.n_places);
+        const int64_t from_start = ref.data - segment.data;
+        if (f.k.scope == GGML_ZIPCACHE_SCOPE_SEGMENT) {
+            const int64_t set = f.k.params == GGML_ZIPCACHE_PARAMS_F16_PAIR ? t * f.head_dim * int64_t(sizeof(format::Pair)) : 0;
+            const int64_t channels = layout.k_params + head * format::segment_param_bytes(f, f.k) + set;
+            ref.k_channels = static_cast<uint32_t>(from_start - channels);
+        }
         if (format::spans_heads(f, f.v)) {
-            const auto & header = *reinterpret_cast<const format::SegmentHeader *>(segment.data);
-            const int64_t pairs = segment_layout(f, header.n_tokens, header.n_places).v_shared;
-            ref.v_pairs = static_cast<uint32_t>(ref.data - segment.data - pairs - ref.place * sizeof(format::Pair));
+            const int64_t pairs = layout.v_shared + ref.place * int64_t(sizeof(format::Pair));
+            ref.v_pairs = static_cast<uint32_t>(from_start - pairs);
         }
         args.at<BlockRef>(args.layout.blocks)[head * args.a.max_blocks + number] = ref;
         cost += i * tier.whole;
