@@ -51,7 +51,7 @@ __device__ Item item_at(const AttendParams & p, int number) {
     item.seen = seen_of(p, *item.sequence);
     const auto * index = reinterpret_cast<const IndexHeader *>(item.sequence->index);
     item.window_units = (item.seen.last - item.seen.first + kWindowTokens - 1) / kWindowTokens;
-    item.window_cost = block_cost(kWindowTokens * D * 4);
+    item.window_cost = kWindowTurns * block_cost(kWindowTokens * D * 4);
     item.n_blocks = item.packed_cost = 0;
     item.quanta_by_cost = 0;
     item.k_home = item.v_home = {};
@@ -95,6 +95,33 @@ __device__ __forceinline__ int unit_at(const Item & item, uint32_t at) {
     return int(item.window_units + item.start[min(quantum, uint32_t(kQuanta))]);
 }
 
+// Which units of a share are whose: each warp takes one after the other, in turn. Not who is free takes the next one:
+// sums must not depend on chance. A unit of the window takes as long as kWindowTurns blocks; in the round in which not
+// all warps have one, the others take so many blocks.
+struct Turns {
+    int first, windows, last;  // units [first, windows) are of the window, [windows, last) blocks
+    int n_warps;
+
+    __device__ __forceinline__ int busy() const { return (windows - first) % n_warps; }  // warps of that round
+    __device__ __forceinline__ int early() const { return (n_warps - busy()) * kWindowTurns; }
+    __device__ __forceinline__ int first_block(int warp) const {
+        return windows + (warp < busy() ? early() + warp : warp - busy());
+    }
+    __device__ __forceinline__ int begin(int warp) const {
+        return first + warp < windows ? first + warp : first_block(warp);
+    }
+    __device__ __forceinline__ int after(int unit, int warp) const {
+        if (unit < windows) {
+            return unit + n_warps < windows ? unit + n_warps : first_block(warp);
+        }
+        if (unit - windows >= early()) {
+            return unit + n_warps;
+        }
+        const int next = unit + n_warps - busy();
+        return next - windows < early() ? next : windows + early() + warp;
+    }
+};
+
 // A block's part of an item.
 struct Share {
     int item;                 // n_items and more: there is none
@@ -103,6 +130,11 @@ struct Share {
 
     __device__ __forceinline__ bool exists(const AttendParams & p) const { return item < p.n_items; }
 };
+
+__device__ __forceinline__ Turns turns_of(const Item & item, const Share & share, int n_warps) {
+    const int first = unit_at(item, share.from), last = unit_at(item, share.to), window = int(item.window_units);
+    return {first, min(max(first, window), last), last, n_warps};
+}
 
 // An idle sequence has nothing to do, and nobody else writes its output.
 template <int D>

@@ -64,14 +64,15 @@ struct Arrivals {
     }
 };
 
-// One warp's units of an item: first, first + step, ... below last. ring: [2, kSlot], the warp's own.
+// One warp's units of a share. ring: [2, kSlot], the warp's own.
 template <int D, bool Any>
 struct Worker {
     const Item & item;
+    const Turns & turns;
     const Queries & queries;
     Arrivals & arrivals;
     uint32_t ring, record;  // offsets in shared memory
-    int lane;
+    int warp, lane;
     int n_kv_heads;
 
     __device__ __forceinline__ bool is_window(int unit) const { return unit < int(item.window_units); }
@@ -167,24 +168,25 @@ struct Worker {
     }
 
     // ref: the first unit's.
-    __device__ __forceinline__ void run(int first, int step, int last, Ref ref, Sums<D> & sums) const {
+    __device__ __forceinline__ void run(int first, Ref ref, Sums<D> & sums) const {
         KeyQuery<D> query;
         const uint32_t keys = ring, values = ring + Shape<D>::kSlot;
         const auto & r = in_shared<HeadRecord>(record);
         uint32_t segment = is_window(first) ? ~0u : ref.segment();  // whose record is there, or on its way
         Ref next = {};
-        for (int unit = first; unit < last; unit += step) {
-            const bool more = unit + step < last;
-            if (more) {
-                next = ref_of(unit + step);
+        for (int unit = first, after; unit < turns.last; unit = after) {
+            after = turns.after(unit, warp);
+            if (after < turns.last) {
+                next = ref_of(after);
             }
             if (is_window(unit)) {
+                float x[Shape<D>::kQuarter], s[8];
+                load_query<D>(queries, nullptr, lane, x);
                 wait_for(true, true);
                 begin_values(unit == first, unit, ref);
-                float s[8];
-                window_logits<D>(queries, keys, item.seen.last - first_token(unit), lane, s);
+                window_logits<D>(x, keys, item.seen.last - first_token(unit), lane, s);
                 before_bulk_copies();
-                advance(unit + step, more, next, true, true);
+                advance(after, next, true, true);
                 wait_for(true, false);
                 add_window<D>(values, s, lane, sums);
                 before_bulk_copies();
@@ -202,12 +204,12 @@ struct Worker {
                 float s[16];
                 prepare_query<D, Any>(queries, r, ref, keys, lane, query);
                 key_logits<D, Any>(query, r, ref, keys, lane, s);
-                advance(unit + step, more, next, true, !next.same_tier(ref));
+                advance(after, next, true, !next.same_tier(ref));
                 hide(r, ref, lane, s);
                 wait_for(false, false);
                 add_values<D, Any>({r, ref, values, ref.n_steps()}, s, lane, sums);
             }
-            advance(unit + step, more, next, false, false);
+            advance(after, next, false, false);
             ref = next;
         }
         wait_copies<0>();
@@ -215,9 +217,9 @@ struct Worker {
 
     // A slot that was read takes the same half of the next unit. Windows count groups of copies, so that every half is
     // one.
-    __device__ __forceinline__ void advance(int unit, bool more, const Ref & next, bool key, bool new_tier) const {
+    __device__ __forceinline__ void advance(int unit, const Ref & next, bool key, bool new_tier) const {
         __syncwarp();
-        if (more) {
+        if (unit < turns.last) {
             copy(unit, next, key, new_tier);
         }
         commit_copies();
@@ -229,17 +231,16 @@ struct Shared {
     Run run;
     Item item;
     Share share;
+    Turns turns;
     Queries queries;
     Merged merged;
 };
 
-// The references to blocks among units [first, last) on their way to the L2 cache: each is read but once, some units
-// late.
-__device__ __forceinline__ void fetch_references(const Item & item, int first, int last) {
+// The references to the blocks of a share on their way to the L2 cache: each is read but once, most units late.
+__device__ __forceinline__ void fetch_references(const Item & item, const Turns & turns) {
     constexpr int kLine = 128 / int(sizeof(BlockRef));
-    const int window = int(item.window_units);
-    for (int i = max(first, window) + int(threadIdx.x) * kLine; i < last; i += int(blockDim.x) * kLine) {
-        fetch_line(item.blocks + (i - window));
+    for (int i = turns.windows + int(threadIdx.x) * kLine; i < turns.last; i += int(blockDim.x) * kLine) {
+        fetch_line(item.blocks + (i - int(item.window_units)));
     }
 }
 
@@ -252,10 +253,12 @@ __device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared,
     const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, n_warps = blockDim.x / kLanes;
     const uint32_t stored = S::ring_bytes(n_warps);
     const Worker<D, Any> worker = {item,
+                                   shared.turns,
                                    shared.queries,
                                    arrivals,
                                    uint32_t(warp * 2 * S::kSlot),
                                    uint32_t(stored + S::kQueries + warp * sizeof(HeadRecord)),
+                                   warp,
                                    lane,
                                    p.a.n_kv_heads};
     Row<D> row;
@@ -267,25 +270,29 @@ __device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared,
     if (sequence.probe_slot && lane == 0) {
         fetch_line(sequence.probe_slot + item.seen.last - 1);
     }
-    const int first = unit_at(item, shared.share.from) + warp, last = unit_at(item, shared.share.to);
-    const Ref ref = first < last ? worker.ref_of(first) : Ref{};
-    fetch_references(item, first - warp, last);
+    const Turns turns = turns_of(item, shared.share, n_warps);
+    if (threadIdx.x == 0) {
+        shared.turns = turns;
+    }
+    const int first = turns.begin(warp);
+    const Ref ref = first < turns.last ? worker.ref_of(first) : Ref{};
+    fetch_references(item, turns);
     for (int r = warp; r < kRows; r += n_warps) {
         if (r != warp) {
             load_row<D>(p, item, r, lane, row);
         }
         store_row<D>(shared.queries, acc, r, lane, row);
     }
-    if (first - warp < int(item.window_units)) {
+    if (turns.first < turns.windows) {
         wait_for_the_launch_before();  // it stores the newest token
     }
     __syncthreads();
-    if (first < last) {  // behind all warps' references, which would come late behind some warps' blocks
+    if (first < turns.last) {  // behind all warps' references, which would come late behind some warps' blocks
         worker.begin(first, ref);
     }
     Sums<D> sums;
-    sums.clear(item.v_home);
-    worker.run(first, n_warps, last, ref, sums);
+    sums.clear(first < turns.windows ? Space{} : item.v_home);
+    worker.run(first, ref, sums);
     sums.move_to(item.v_home, lane);
     merge_warps<D>(sums, item.n_rows, red, acc, shared.merged);
 }

@@ -9,6 +9,7 @@
 namespace zipcache::cuda {
 
 constexpr int kWindowTokens = 32;  // of a unit
+constexpr int kWindowTurns = 2;    // what it costs, in blocks (measured on an H100)
 constexpr float kMost = 32000;     // of a query or a probability as an integer of 16 bits
 // 1.5 * 2^23: a float's low bits are then an integer; 128 rounds its high byte
 constexpr float kMagic = 12582912 + 128;

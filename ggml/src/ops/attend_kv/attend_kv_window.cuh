@@ -25,11 +25,10 @@ __device__ __forceinline__ void copy_rows(uint32_t slot, const uint16_t * rows, 
     }
 }
 
-// s [8]: the logit of token 8 (i / 2) + 2 quarter + i % 2 at [i]
+// x: as load_query() has it; s [8]: the logit of token 8 (i / 2) + 2 quarter + i % 2 at [i]
 template <int D>
-__device__ __forceinline__ void window_logits(const Queries & queries, uint32_t slot, int n, int lane, float (&s)[8]) {
-    float x[Shape<D>::kQuarter];
-    load_query<D>(queries, nullptr, lane, x);
+__device__ __forceinline__ void window_logits(const float (&x)[Shape<D>::kQuarter], uint32_t slot, int n, int lane,
+                                              float (&s)[8]) {
     float c[4][4] = {};
 #pragma unroll
     for (int i = 0; i < Shape<D>::kSteps; ++i) {
