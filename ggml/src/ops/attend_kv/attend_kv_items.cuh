@@ -59,13 +59,17 @@ __device__ Item item_at(const AttendParams & p, int number) {
     item.start = nullptr;
     item.blocks = nullptr;
     item.records = nullptr;
-    if (item.seen.last > 0 && index) {
-        // at offsets that don't wait for the header: loads follow one another long enough
+    if (index) {
+        // without waiting for the number of tokens, at offsets that don't wait for the header: loads follow one another
+        // long enough
         const IndexHeader header = *index;
         const IndexLayout l = index_layout(p.a.n_kv_heads, 0, 0);
         item.start = index_at<uint32_t>(index, l.start) + int64_t(item.head) * (kQuanta + 1);
-        item.n_blocks = index_at<uint32_t>(index, l.n_blocks)[item.head];
-        item.packed_cost = index_at<uint32_t>(index, l.cost)[item.head];
+        const uint32_t n_blocks = index_at<uint32_t>(index, l.n_blocks)[item.head];
+        const uint32_t packed_cost = index_at<uint32_t>(index, l.cost)[item.head];
+        const bool idle = item.seen.last == 0;
+        item.n_blocks = idle ? 0 : n_blocks;
+        item.packed_cost = idle ? 0 : packed_cost;
         item.blocks = index_at<BlockRef>(index, header.blocks) + int64_t(item.head) * header.max_blocks;
         item.records = index_at<HeadRecord>(index, header.records) + item.head;
         if (item.n_blocks > 0) {

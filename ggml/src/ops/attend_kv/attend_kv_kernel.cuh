@@ -331,8 +331,9 @@ __global__ void __launch_bounds__(Shape<D>::kWarps * kLanes, 1) attend(AttendPar
             break;
         }
         work_on<D, Any>(p, shared, arrivals, red, acc);
+        const Ending<D> ending(shared.item);
         if (shared.share.n_parts == 1 || merge_parts<D>(p, shared.item, shared.share, red, acc, shared.merged)) {
-            finish<D>(p, shared.item, acc, shared.merged);
+            finish<D>(p, shared.item, ending, acc, shared.merged);
         }
         __syncthreads();
     }

@@ -320,25 +320,42 @@ __device__ __forceinline__ void key_logits(const KeyQuery<D> & a, const HeadReco
     const bool by_token = Any && r.k_scope == GGML_ZIPCACHE_SCOPE_TOKEN;
     const int n_steps = ref.n_steps(), n_places = n_steps * kStep;
     with_bits(ref.k_bits(), [&](auto bits) {
+        constexpr int kBits = decltype(bits)::value;
+        if (by_token) {
 #pragma unroll
-        for (int step = 0; step < 4; ++step) {
-            float * to = s + 4 * step;
-            // an odd number of steps has one too many, of what lies in the slot: hide() takes it away
-            if ((by_token ? step : step / 2 * 2) >= n_steps) {
-                to[0] = to[1] = to[2] = to[3] = -INFINITY;
-                continue;
-            }
-            uint32_t b[Shape<D>::kRegs];
-            unpack<decltype(bits)::value, D>(slot, n_steps, step, lane, 0, b);
-            if (by_token) {
+            for (int step = 0; step < 4; ++step) {
+                float * to = s + 4 * step;
+                if (step >= n_steps) {
+                    to[0] = to[1] = to[2] = to[3] = -INFINITY;
+                    continue;
+                }
+                uint32_t b[Shape<D>::kRegs];
+                unpack<kBits, D>(slot, n_steps, step, lane, 0, b);
                 weigh_tokens<D>(a, r, ref, slot, n_places, (lane % 4) * (n_places / 4) + step * 4, b, to);
+            }
+            return;
+        }
+        // two steps at once, for a multiplication waits for the one before; an odd number of steps has one too many, of
+        // what lies in the slot: hide() takes it away
+#pragma unroll
+        for (int step = 0; step < 4; step += 2) {
+            if (step >= n_steps) {
+#pragma unroll
+                for (int i = 0; i < 8; ++i) {
+                    s[4 * step + i] = -INFINITY;
+                }
                 continue;
             }
-            int c[2][4];
-            multiply_step<D>(a, b, c);
+            uint32_t b[2][Shape<D>::kRegs];
+            int c[2][2][4];
+            unpack<kBits, D>(slot, n_steps, step, lane, 0, b[0]);
+            unpack<kBits, D>(slot, n_steps, step + 1, lane, 0, b[1]);
+            multiply_step<D>(a, b[0], c[0]);
+            multiply_step<D>(a, b[1], c[1]);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                to[i] = fmaf(whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]), a.unit, a.offset);
+            for (int i = 0; i < 8; ++i) {
+                const auto & own = c[i / 4][i % 4 / 2];
+                s[4 * step + i] = fmaf(whole(own[i % 2], own[i % 2 + 2]), a.unit, a.offset);
             }
         }
     });

@@ -160,11 +160,30 @@ __device__ bool merge_parts(const AttendParams & p, const Item & item, const Sha
     return true;
 }
 
+// What finish() reads of an item from far, asked for early.
+template <int D>
+struct Ending {
+    Row<D> divisor;  // of the lane's channels
+    int slot;        // of the query, as a probe; below 0: none
+
+    __device__ __forceinline__ explicit Ending(const Item & item) {
+        const auto & s = *item.sequence;
+        const int lane = threadIdx.x % kLanes;
+        slot = s.probe_slot ? s.probe_slot[item.seen.last - 1] : -1;
+#pragma unroll
+        for (int i = 0; i * kLanes < D; ++i) {
+            const int c = i * kLanes + lane;
+            divisor[i] = item.v_home.divisor && c < D ? item.v_home.divisor[c] : 1.0f;
+        }
+    }
+};
+
 // Undoes the values' transform and writes an item's results.
 template <int D>
-__device__ void finish(const AttendParams & p, const Item & item, const float * acc, const Merged & merged) {
+__device__ void finish(const AttendParams & p, const Item & item, const Ending<D> & ending, const float * acc,
+                       const Merged & merged) {
     const auto & s = *item.sequence;
-    const int slot = s.probe_slot ? s.probe_slot[item.seen.last - 1] : -1;
+    const int slot = ending.slot;
     const int64_t first = int64_t(item.row) * D, head = item.row % p.a.n_heads;
     const int lane = threadIdx.x % kLanes;
     for (int r = threadIdx.x / kLanes; r < item.n_rows; r += blockDim.x / kLanes) {
@@ -178,10 +197,11 @@ __device__ void finish(const AttendParams & p, const Item & item, const float * 
             warp_hadamard<D>(x, lane);
         }
         const float up = __fdividef(1, merged.sum[r]);
+#pragma unroll
         for (int i = 0; i * kLanes < D; ++i) {
             const int c = i * kLanes + lane;
             if (c < D) {
-                p.a.out[first + r * D + c] = x[i] * up * (item.v_home.divisor ? item.v_home.divisor[c] : 1.0f);
+                p.a.out[first + r * D + c] = x[i] * up * ending.divisor[i];
             }
             if (c < D && slot >= 0) {
                 s.probe_q[((int64_t(slot) * p.a.n_heads + head) + r) * D + c] =

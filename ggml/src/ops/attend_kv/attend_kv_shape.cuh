@@ -9,7 +9,7 @@
 namespace zipcache::cuda {
 
 constexpr int kWindowTokens = 32;  // of a unit
-constexpr int kWindowTurns = 2;    // what it costs, in blocks (measured on an H100)
+constexpr int kWindowTurns = 4;    // what it costs, in blocks (measured on an H100)
 constexpr float kMost = 32000;     // of a query or a probability as an integer of 16 bits
 // 1.5 * 2^23: a float's low bits are then an integer; 128 rounds its high byte
 constexpr float kMagic = 12582912 + 128;
@@ -79,7 +79,12 @@ struct Ref {
     // behind the keys' codes: their parameters, the block's own or its tier's
     template <int D>
     __device__ __forceinline__ uint32_t k_params() const {
-        return uint32_t(n_steps() * k_bits()) * (kStep * D / 8);
+        int words = 0;  // of a lane for a step
+#pragma unroll
+        for (int width = 1; width <= 8; width *= 2) {
+            words += k_bits() & width ? lane_words(D, width) : 0;
+        }
+        return uint32_t(n_steps() * words) * (kLanes * 4);
     }
 };
 static_assert(sizeof(Ref) == sizeof(BlockRef));
