@@ -1,23 +1,10 @@
 #include "cuda/codec.h"
 
-#include <algorithm>
-#include <cmath>
-#include <numeric>
-
 #include "cuda/tiers.h"
 #include "kv/water_fill.h"
 
 namespace zipcache::cuda {
 namespace {
-
-const float * divisors(const Segment & s, bool keys, const HParams & h) {
-    const size_t width = size_t(h.n_kv_heads) * h.head_dim;
-    if (s.balance) {
-        return s.balance->on_device.as<float>() + (keys ? 0 : width);
-    }
-    // the paper's policies divide values alone
-    return keys || s.device_divisors.size() == 0 ? nullptr : s.device_divisors.as<float>();
-}
 
 bool of_prefill(const Probes & probes) {
     return probes.slot.empty();
@@ -46,10 +33,6 @@ SegmentSizes sizes_of(const ggml_zipcache_format & f, int64_t n) {
     return sizes;
 }
 
-bool evicts(const ggml_zipcache_format & f) {
-    return std::find(f.k.bits, f.k.bits + f.n_tiers, 0) != f.k.bits + f.n_tiers;
-}
-
 }  // namespace
 
 // Of all rows at hand, but `seen`.
@@ -72,15 +55,7 @@ struct CudaCodec::Scores {
 };
 
 CudaCodec::CudaCodec(CudaDevice & device, std::shared_ptr<const Policy> policy, const HParams & h, OutputNorms & norms)
-    : device_(device), policy_(std::move(policy)), h_(h), norms_(norms) {
-    for (const ggml_zipcache_format * f : {&policy_->prompt, &policy_->window}) {
-        const char * error = policy_->compresses ? ggml_zipcache_cuda_format_error(f) : nullptr;
-        if (error) {
-            throw ArgumentError("the KV policy " + policy_->options.policy + " does not run on " + device.name() +
-                                ": " + error);
-        }
-    }
-}
+    : DeviceCodec(device, std::move(policy), h), device_(device), norms_(norms) {}
 
 KeyRows CudaCodec::key_rows(const Rows & rows) const {
     return {h_.n_heads,         h_.n_kv_heads, h_.head_dim, rows.sliding_window,
@@ -188,42 +163,6 @@ void CudaCodec::choose_tiers(const Segment & s, int layer, const Rows & rows, in
                stream);
 }
 
-// Bytes that a segment takes at most: exactly, where the policy says how many tokens a tier gets.
-size_t CudaCodec::bound(const ggml_zipcache_format & f, int64_t n) const {
-    if (policy_->ranking == Ranking::water_fill) {
-        return ggml_zipcache_cuda_segment_bound(&f, n, policy_->budget);
-    }
-    const int n_orders = f.same_order ? 1 : h_.n_kv_heads;
-    const bool ranks = policy_->ranking == Ranking::top_ratio;
-    const auto n_salient = static_cast<uint32_t>(ranks ? policy_->n_salient(n) : n);
-    std::vector<uint32_t> counts;
-    for (int order = 0; order < n_orders; ++order) {
-        counts.push_back(n_salient);
-        if (f.n_tiers > 1) {
-            counts.push_back(static_cast<uint32_t>(n) - n_salient);
-        }
-    }
-    return ggml_zipcache_cuda_segment_bytes(&f, n, counts.data());
-}
-
-size_t CudaCodec::most_bytes(int64_t n) const {
-    constexpr int64_t kPiece = 32768;  // tokens of a segment, about; they take a little more in smaller ones
-    const int64_t piece = std::min(n, kPiece);
-    return policy_->compresses ? bound(policy_->format_for(piece), piece) * ((n + piece - 1) / piece) : 0;
-}
-
-void CudaCodec::set_view(Segment & s) const {
-    s.view = {s.format,
-              s.device_data.as(),
-              divisors(s, true, h_),
-              divisors(s, false, h_),
-              nullptr,
-              ggml_zipcache_cuda_max_places(s.format, s.n_tokens),
-              0,
-              s.n_tokens,
-              nullptr};
-}
-
 // The tiers decide how long a segment is, and only the device knows them: it is written where there is room for any,
 // then moved into what it takes.
 void CudaCodec::quantize(Segment & s, const Rows & rows, int64_t first, const uint8_t * tier) const {
@@ -233,8 +172,8 @@ void CudaCodec::quantize(Segment & s, const Rows & rows, int64_t first, const ui
                                      rows.stride,
                                      rows.k + first * h_.head_dim,
                                      rows.v + first * h_.head_dim,
-                                     divisors(s, true, h_),
-                                     divisors(s, false, h_),
+                                     keys_divisor(s),
+                                     values_divisor(s),
                                      tier,
                                      nullptr};
     Temporary<uint8_t> workspace(ggml_zipcache_cuda_quantize_kv_workspace(s.format, s.n_tokens), stream);
@@ -291,83 +230,13 @@ std::shared_ptr<const Bytes> CudaCodec::places(const Segment & s) const {
     return places;
 }
 
-// All tokens of a segment.
 void CudaCodec::rows_of(const Segment & s, const ggml_zipcache_cuda_rows_out & out) const {
+    const auto lock = device_.turn();
     const cudaStream_t stream = device_.stream();
     Temporary<uint8_t> workspace(ggml_zipcache_cuda_dequantize_kv_workspace(s.format, s.n_tokens), stream);
     check(ggml_zipcache_cuda_dequantize_kv(s.format, s.device_data.as(), &out, workspace.data(), workspace.bytes(),
                                            stream),
           "dequantize_kv");
-}
-
-std::vector<int64_t> CudaCodec::dequantize(const Segment & s, int64_t first, int64_t last, uint16_t * k, uint16_t * v,
-                                           int64_t stride, const Parallel &) const {
-    const int64_t n = s.n_tokens, dim = h_.head_dim;
-    const size_t row = dim * sizeof(uint16_t);
-    auto lock = device_.turn();
-    const cudaStream_t stream = device_.stream();
-    if (first == 0 && last == n && !evicts(*s.format)) {  // no row has another place than its token's
-        rows_of(s, {n, stride, s.view.k_divisor, s.view.v_divisor, k, v, nullptr});
-        std::vector<int64_t> all(n);
-        std::iota(all.begin(), all.end(), int64_t(0));
-        return all;
-    }
-    const Temporary<uint16_t> all_k(h_.n_kv_heads * n * dim, stream), all_v(h_.n_kv_heads * n * dim, stream);
-    const Temporary<uint8_t> kept(h_.n_kv_heads * n, stream);
-    rows_of(s, {n, n, s.view.k_divisor, s.view.v_divisor, all_k.data(), all_v.data(), kept.data()});
-    std::vector<uint8_t> is_kept(n);  // the same in every head
-    check(cudaMemcpyAsync(is_kept.data(), kept.data(), n, cudaMemcpyDeviceToHost, stream), "read what is kept");
-    check(cudaStreamSynchronize(stream), "dequantize");
-    lock.unlock();
-    std::vector<int64_t> tokens;
-    tokens.reserve(last - first);
-    for (int64_t begin = first, end; begin < last; begin = end) {  // runs of tokens that are kept
-        end = begin + 1;
-        if (!is_kept[begin]) {
-            continue;
-        }
-        while (end < last && is_kept[end]) {
-            ++end;
-        }
-        for (auto [to, from] : {std::pair(k, all_k.data()), std::pair(v, all_v.data())}) {
-            device_.copy(to + tokens.size() * dim, stride * row, from + begin * dim, n * row, (end - begin) * row,
-                         h_.n_kv_heads);
-        }
-        for (; begin < end; ++begin) {
-            tokens.push_back(begin);
-        }
-    }
-    return tokens;
-}
-
-StoredSegment CudaCodec::store(const Segment & s) const {
-    StoredSegment stored;
-    stored.v_divisor.resize(s.device_divisors.size() / sizeof(float));
-    device_.read(stored.v_divisor.data(), s.device_divisors.as(), s.device_divisors.size());
-    std::vector<uint8_t> ours(s.device_data.size());
-    device_.read(ours.data(), s.device_data.as(), ours.size());
-    stored.data.resize(ggml_zipcache_cpu_bytes_of_cuda(s.format, ours.data()));
-    ggml_zipcache_cpu_from_cuda(s.format, ours.data(), stored.data.data());
-    return stored;
-}
-
-void CudaCodec::restore(Segment & s, StoredSegment stored) const {
-    s.device_divisors = Bytes(device_, stored.v_divisor.size() * sizeof(float));
-    device_.write(s.device_divisors.as(), stored.v_divisor.data(), s.device_divisors.size());
-    std::vector<uint8_t> ours(ggml_zipcache_cuda_bytes_of_cpu(s.format, stored.data.data()));
-    ggml_zipcache_cuda_from_cpu(s.format, stored.data.data(), ours.data());
-    s.device_data = Bytes(device_, ours.size());
-    device_.write(s.device_data.as(), ours.data(), ours.size());
-    set_view(s);
-}
-
-void CudaCodec::send(Balance & b) const {
-    std::vector<float> all;
-    for (const auto * part : {&b.k_divisor, &b.v_divisor, &b.k_weight, &b.v_weight}) {
-        all.insert(all.end(), part->begin(), part->end());
-    }
-    b.on_device = Bytes(device_, all.size() * sizeof(float));
-    device_.write(b.on_device.as(), all.data(), b.on_device.size());
 }
 
 }  // namespace zipcache::cuda

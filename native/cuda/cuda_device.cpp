@@ -8,7 +8,7 @@
 #include "cuda/check.h"
 #include "cuda/fill_mask.h"
 #include "cuda/layer_view.h"
-#include "cuda/own_node.h"
+#include "device/own_node.h"
 #include "ggml-backend-impl.h"
 #include "ggml-cuda.h"
 #include "ggml-impl.h"
@@ -28,8 +28,9 @@ void throw_if(const std::atomic<bool> & cancel) {
 
 class FillMask : public OwnNode {
   public:
-    void enqueue(const ggml_tensor * node, cudaStream_t stream) const override {
-        cuda::fill_mask(node->data, static_cast<const int32_t *>(node->src[1]->data), node->ne[0], node->ne[1], stream);
+    void enqueue(const ggml_tensor * node, void * stream) const override {
+        cuda::fill_mask(node->data, static_cast<const int32_t *>(node->src[1]->data), node->ne[0], node->ne[1],
+                        static_cast<cudaStream_t>(stream));
     }
 };
 
@@ -198,24 +199,12 @@ void CudaDevice::run_ggml(ggml_cgraph * graph, int first, int last) {
 }
 
 void CudaDevice::enqueue(ggml_cgraph * graph) {
-    const int n = ggml_graph_n_nodes(graph);
-    for (int first = 0, last; first < n; first = last) {
-        last = first;
-        if (is_own(ggml_graph_node(graph, first))) {
-            for (; last < n && is_own(ggml_graph_node(graph, last)); ++last) {
-                const ggml_tensor * node = ggml_graph_node(graph, last);
-                work_of(node).enqueue(node, stream_);
-            }
-            check(cudaGetLastError(), "start a kernel");
-            continue;
-        }
-        while (last < n && !is_own(ggml_graph_node(graph, last))) {
-            ++last;
-        }
+    enqueue_nodes(graph, stream_, [&](int first, int last) {
         ggml_waits_for_us();
         run_ggml(graph, first, last);
         we_wait_for_ggml();
-    }
+    });
+    check(cudaGetLastError(), "start a kernel");
 }
 
 void CudaDevice::wait() {

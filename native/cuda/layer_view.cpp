@@ -122,7 +122,7 @@ void CudaBatchView::refresh() {
     }
 }
 
-void CudaBatchView::enqueue(const ggml_tensor * node, cudaStream_t stream) const {
+void CudaBatchView::enqueue(const ggml_tensor * node, void * stream) const {
     auto args = attend_args();
     args.q = static_cast<const float *>(node->src[0]->data);
     args.out = static_cast<float *>(node->data);

@@ -1,6 +1,6 @@
 #pragma once
 #include "cuda/cuda_device.h"
-#include "cuda/own_node.h"
+#include "device/own_node.h"
 #include "ggml-zipcache-cuda.h"
 
 namespace zipcache::cuda {
@@ -42,7 +42,7 @@ class CudaBatchView : public BatchView, public OwnNode {
     ggml_tensor * attend(ggml_context * ctx, const ggml_zipcache_new_tokens & tokens) override;
     void refresh() override;
     // Stores the tokens' rows, then attends.
-    void enqueue(const ggml_tensor * node, cudaStream_t stream) const override;
+    void enqueue(const ggml_tensor * node, void * stream) const override;
 
   private:
     ggml_zipcache_cuda_attend_args attend_args() const;

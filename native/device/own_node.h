@@ -1,0 +1,31 @@
+#pragma once
+#include <array>
+#include <functional>
+#include <vector>
+
+#include "ggml.h"
+
+namespace zipcache {
+
+// What a node of our own does, in a graph for a GPU: ggml's backend never sees it.
+class OwnNode {
+  public:
+    // Enqueues; waits for nothing. queue: the device's, a cudaStream_t or a ggml_zipcache_metal_encoder *
+    virtual void enqueue(const ggml_tensor * node, void * queue) const = 0;
+
+  protected:
+    ~OwnNode() = default;
+};
+
+// The node [shape] f32 that it is the work of; its data are placed by the graph's allocator.
+ggml_tensor * own_node(ggml_context * ctx, const OwnNode & work, const std::array<int64_t, 2> & shape,
+                       std::vector<ggml_tensor *> inputs);
+// The same where it changes `to`.
+ggml_tensor * own_node_inplace(ggml_context * ctx, const OwnNode & work, ggml_tensor * to, ggml_tensor * input);
+bool is_own(const ggml_tensor * node);
+
+// Goes through a graph in its order: our own nodes are enqueued, the stretches [first, last) between them are handed to
+// ggml's backend by `stock`.
+void enqueue_nodes(ggml_cgraph * graph, void * queue, const std::function<void(int first, int last)> & stock);
+
+}  // namespace zipcache
