@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "common/error.h"
+#include "cuda/add_norm.h"
 #include "cuda/check.h"
 #include "cuda/fill_mask.h"
 #include "cuda/layer_view.h"
@@ -199,10 +200,24 @@ void CudaDevice::run_ggml(ggml_cgraph * graph, int first, int last) {
 }
 
 void CudaDevice::enqueue(ggml_cgraph * graph) {
+    auto stock = [&](int first, int last) {
+        if (first < last) {
+            ggml_waits_for_us();
+            run_ggml(graph, first, last);
+            we_wait_for_ggml();
+        }
+    };
     enqueue_nodes(graph, stream_, [&](int first, int last) {
-        ggml_waits_for_us();
-        run_ggml(graph, first, last);
-        we_wait_for_ggml();
+        AddNorm args = {};
+        for (int i = first; i + kAddNormNodes <= last; ++i) {
+            if (is_add_norm(graph, i, args)) {
+                stock(first, i);
+                add_norm(args, stream_);
+                first = i + kAddNormNodes;
+                i = first - 1;
+            }
+        }
+        stock(first, last);
     });
     check(cudaGetLastError(), "start a kernel");
 }

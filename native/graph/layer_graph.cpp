@@ -76,8 +76,20 @@ ggml_tensor * LayerGraph::rope(ggml_tensor * x) const {
 }
 
 ggml_tensor * LayerGraph::attend(Heads heads) const {
-    ggml_tensor * q = rope(heads.q);
-    ggml_tensor * k = rope(heads.k);
+    ggml_tensor *q, *k;
+    if (const ggml_tensor * both = heads.q->view_src;
+        both && both == heads.k->view_src && heads.q->ne[2] == 1 &&
+        heads.k->view_offs == heads.q->view_offs + h.n_heads * heads.q->nb[1]) {
+        // one behind the other: they turn as one
+        ggml_tensor * turned = rope(ggml_view_3d(ctx, heads.q->view_src, h.head_dim, h.n_heads + h.n_kv_heads, 1,
+                                                 heads.q->nb[1], heads.q->nb[2], heads.q->view_offs));
+        q = ggml_view_3d(ctx, turned, h.head_dim, h.n_heads, 1, turned->nb[1], turned->nb[2], 0);
+        k = ggml_view_3d(ctx, turned, h.head_dim, h.n_kv_heads, 1, turned->nb[1], turned->nb[2],
+                         h.n_heads * turned->nb[1]);
+    } else {
+        q = rope(heads.q);
+        k = rope(heads.k);
+    }
     return linear(attention.attend(ctx, graph, layer, q, k, heads.v), w.attention_output, w.attention_output_bias);
 }
 

@@ -95,13 +95,14 @@ struct Worker {
                      first_token(unit), item.seen.last, lane);
     }
 
-    // A half of a block: codes and parameters; of keys, where they are new, also those of the tier's channels, of values
-    // the pairs that all heads share.
+    // A half of a block: codes and parameters; of keys, where they are new, also those of the tier's channels, of
+    // values the pairs that all heads share.
     __device__ __forceinline__ void copy_block(const Ref & ref, bool key, bool new_tier) const {
         const uint32_t first = key ? 0 : ref.v_codes(), n = key ? ref.v_codes() : ref.size() - first;
         const uint32_t slot = shared_address(shared_bytes()) + ring + (key ? 0 : Shape<D>::kSlot);
         const uint32_t back = !key ? ref.v_pairs() : new_tier ? ref.k_channels() : 0;
-        const uint32_t shared = back == 0 ? 0 : (key ? uint32_t(D) : ref.n_steps() * kStep) * uint32_t(sizeof(format::Pair));
+        const uint32_t shared =
+            back == 0 ? 0 : (key ? uint32_t(D) : ref.n_steps() * kStep) * uint32_t(sizeof(format::Pair));
         const uint32_t shared_slot = slot + (key ? n : ref.v_params() - first);
         const uint8_t *from = ref.data() + first, *shared_from = ref.data() - back;
         if constexpr (kBulkCopies) {

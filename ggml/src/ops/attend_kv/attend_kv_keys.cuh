@@ -145,8 +145,9 @@ __device__ __forceinline__ void load_quarter(uint32_t params, int quarter, uint3
 
 // Channels' parameters, at an offset in shared memory, folded into the query.
 template <int D, bool Any>
-__device__ __forceinline__ void fold_channels(const Queries & queries, const HeadRecord & r, uint32_t params, int tier, int bits, int lane,
-                                              float unit, float (&x)[Shape<D>::kQuarter], KeyQuery<D> & a) {
+__device__ __forceinline__ void fold_channels(const Queries & queries, const HeadRecord & r, uint32_t params, int tier,
+                                              int bits, int lane, float unit, float (&x)[Shape<D>::kQuarter],
+                                              KeyQuery<D> & a) {
     const int quarter = lane % 4;
     const float shrink = r.k_shrink[tier], levels = float((1 << bits) - 1);
     float offset = 0;

@@ -339,12 +339,12 @@ __device__ __forceinline__ void add_channels(const ValueBlock & block, const flo
     }
     Weighing weighing;
     pack_scaled(w, own, weighing);
-    multiply_values<D>(
-        weighing.query, weighing.unit, block.ref.v_bits(), block.slot, block.n_steps, lane,
-        [&](int i, float product, float unit) {
-            const Param p = channel_param(block, params, channel_index(8 * (i / 2) + lane % 4 * 2 + i % 2, D), D);
-            sums.out[i] += fmaf(product * unit, p.scale, p.min * total * own);
-        });
+    multiply_values<D>(weighing.query, weighing.unit, block.ref.v_bits(), block.slot, block.n_steps, lane,
+                       [&](int i, float product, float unit) {
+                           const Param p =
+                               channel_param(block, params, channel_index(8 * (i / 2) + lane % 4 * 2 + i % 2, D), D);
+                           sums.out[i] += fmaf(product * unit, p.scale, p.min * total * own);
+                       });
 }
 
 // Adds a block's values by its logits. s is used up. Any: whatever the format; else tokens have parameters of their
@@ -371,9 +371,8 @@ __device__ __forceinline__ void add_values(const ValueBlock & block, float (&s)[
             weigh_f8(block, s, own, lane, w);
         }
         sums.offset += w.offset;
-        multiply_values<D>(
-            w.query, w.unit, block.ref.v_bits(), block.slot, block.n_steps, lane,
-            [&](int i, float product, float unit) { sums.out[i] = fmaf(product, unit, sums.out[i]); });
+        multiply_values<D>(w.query, w.unit, block.ref.v_bits(), block.slot, block.n_steps, lane,
+                           [&](int i, float product, float unit) { sums.out[i] = fmaf(product, unit, sums.out[i]); });
         return;
     }
     // all are multiplied and one set is used: the loop stays short, and such formats are rare

@@ -56,7 +56,7 @@ struct BlockRef {
     uint32_t place;  // its first, in the head
     uint16_t segment;
     uint8_t tier;
-    uint8_t n;                                   // tokens
+    uint8_t n;  // tokens
     // Bytes back from `data` to what lies elsewhere in the segment, or 0: parameters of its tier's channels of keys;
     // the values' parameters that all heads share.
     uint32_t k_channels, v_pairs;

@@ -197,7 +197,8 @@ __global__ void index_blocks(Args args) {
         const SegmentLayout layout = segment_layout(f, header.n_tokens, header.n_places);
         const int64_t from_start = ref.data - segment.data;
         if (f.k.scope == GGML_ZIPCACHE_SCOPE_SEGMENT) {
-            const int64_t set = f.k.params == GGML_ZIPCACHE_PARAMS_F16_PAIR ? t * f.head_dim * int64_t(sizeof(format::Pair)) : 0;
+            const int64_t set =
+                f.k.params == GGML_ZIPCACHE_PARAMS_F16_PAIR ? t * f.head_dim * int64_t(sizeof(format::Pair)) : 0;
             const int64_t channels = layout.k_params + head * format::segment_param_bytes(f, f.k) + set;
             ref.k_channels = static_cast<uint32_t>(from_start - channels);
         }
