@@ -163,11 +163,10 @@ void CudaCodec::choose_tiers(const Segment & s, int layer, const Rows & rows, in
                stream);
 }
 
-// The tiers decide how long a segment is, and only the device knows them: it is written where there is room for any,
-// then moved into what it takes.
+// The tiers decide how long a segment is, and only the device knows them: it gets room for any, until fit().
 void CudaCodec::quantize(Segment & s, const Rows & rows, int64_t first, const uint8_t * tier) const {
     const cudaStream_t stream = device_.stream();
-    const Temporary<uint8_t> room(bound(*s.format, s.n_tokens), stream);
+    s.device_data = Bytes(device_, bound(*s.format, s.n_tokens));
     const ggml_zipcache_rows args = {s.n_tokens,
                                      rows.stride,
                                      rows.k + first * h_.head_dim,
@@ -177,24 +176,41 @@ void CudaCodec::quantize(Segment & s, const Rows & rows, int64_t first, const ui
                                      tier,
                                      nullptr};
     Temporary<uint8_t> workspace(ggml_zipcache_cuda_quantize_kv_workspace(s.format, s.n_tokens), stream);
-    check(ggml_zipcache_cuda_quantize_kv(s.format, &args, room.data(), room.bytes(), workspace.data(),
+    check(ggml_zipcache_cuda_quantize_kv(s.format, &args, s.device_data.as(), s.device_data.size(), workspace.data(),
                                          workspace.bytes(), stream),
           "quantize_kv");
-    uint32_t header[4];  // magic, n_tokens, n_bytes, n_places
-    check(cudaMemcpyAsync(header, room.data(), sizeof header, cudaMemcpyDeviceToHost, stream), "read a segment");
-    check(cudaStreamSynchronize(stream), "compress");
-    if (header[0] == 0) {
-        throw ContextError("a compressed segment is larger than what was planned for it");
-    }
-    s.device_data = Bytes(device_, header[2]);
-    check(cudaMemcpyAsync(s.device_data.as(), room.data(), header[2], cudaMemcpyDeviceToDevice, stream),
-          "move a segment");
     set_view(s);
 }
 
-std::shared_ptr<const Segment> CudaCodec::compress(int layer, const Rows & rows, int64_t first, int64_t n,
-                                                   const Probes & probes, std::shared_ptr<const Balance> balance,
-                                                   const Parallel &) const {
+void CudaCodec::fit(const std::vector<std::shared_ptr<Segment>> & segments) const {
+    struct Header {
+        uint32_t magic, n_tokens, n_bytes, n_places;
+    };
+    const auto lock = device_.turn();
+    const cudaStream_t stream = device_.stream();
+    std::vector<Header> headers(segments.size());
+    const Temporary<Header> gathered(segments.size(), stream);
+    for (size_t i = 0; i < segments.size(); ++i) {
+        check(cudaMemcpyAsync(gathered.data() + i, segments[i]->device_data.as(), sizeof(Header),
+                              cudaMemcpyDeviceToDevice, stream),
+              "read a segment");
+    }
+    device_.read(headers.data(), gathered.data(), gathered.bytes());
+    for (size_t i = 0; i < segments.size(); ++i) {
+        if (headers[i].magic == 0) {
+            throw ContextError("a compressed segment is larger than what was planned for it");
+        }
+        Segment & s = *segments[i];
+        Bytes exact(device_, headers[i].n_bytes);
+        device_.copy(exact.as(), exact.size(), s.device_data.as(), exact.size(), exact.size(), 1);
+        s.device_data = std::move(exact);
+        set_view(s);
+    }
+}
+
+std::shared_ptr<Segment> CudaCodec::compress(int layer, const Rows & rows, int64_t first, int64_t n,
+                                             const Probes & probes, std::shared_ptr<const Balance> balance,
+                                             const Parallel &) const {
     const auto lock = device_.turn();
     const cudaStream_t stream = device_.stream();
     auto segment = std::make_shared<Segment>();

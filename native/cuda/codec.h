@@ -13,9 +13,9 @@ class CudaCodec : public DeviceCodec {
     // Throws ArgumentError for a policy whose formats the kernels don't read.
     CudaCodec(CudaDevice & device, std::shared_ptr<const Policy> policy, const HParams & h, OutputNorms & norms);
 
-    std::shared_ptr<const Segment> compress(int layer, const Rows & rows, int64_t first, int64_t n,
-                                            const Probes & probes, std::shared_ptr<const Balance> balance,
-                                            const Parallel & parallel) const override;
+    std::shared_ptr<Segment> compress(int layer, const Rows & rows, int64_t first, int64_t n, const Probes & probes,
+                                      std::shared_ptr<const Balance> balance, const Parallel & parallel) const override;
+    void fit(const std::vector<std::shared_ptr<Segment>> & segments) const override;
     std::shared_ptr<const Bytes> places(const Segment & segment) const override;
 
   private:

@@ -21,9 +21,12 @@ class SegmentCodec {
     virtual ~SegmentCodec() = default;
 
     // Rows [first, first + n) of a layer. balance: the layer's, or null at its first compression, which then makes one.
-    virtual std::shared_ptr<const Segment> compress(int layer, const Rows & rows, int64_t first, int64_t n,
-                                                    const Probes & probes, std::shared_ptr<const Balance> balance,
-                                                    const Parallel & parallel) const = 0;
+    virtual std::shared_ptr<Segment> compress(int layer, const Rows & rows, int64_t first, int64_t n,
+                                              const Probes & probes, std::shared_ptr<const Balance> balance,
+                                              const Parallel & parallel) const = 0;
+    // Gives back what compress() took more than these turned out to need. Best of many at once: a GPU waits once. Their
+    // views change.
+    virtual void fit(const std::vector<std::shared_ptr<Segment>> & /*segments*/) const {}
     // What stays of a run of tokens, where the policy evicts.
     virtual std::shared_ptr<const Segment> keep(const Rows & rows, Kept && kept, const Parallel & parallel) const;
     // The token of each place: u16, as ggml_zipcache_segment::position has them.

@@ -19,9 +19,9 @@ void set_view(Segment & s) {
 
 }  // namespace
 
-std::shared_ptr<const Segment> HostCodec::compress(int layer, const Rows & rows, int64_t first, int64_t n,
-                                                   const Probes & probes, std::shared_ptr<const Balance> balance,
-                                                   const Parallel & parallel) const {
+std::shared_ptr<Segment> HostCodec::compress(int layer, const Rows & rows, int64_t first, int64_t n,
+                                             const Probes & probes, std::shared_ptr<const Balance> balance,
+                                             const Parallel & parallel) const {
     auto segment = compressor_.compress(layer, rows, first, n, probes, std::move(balance), parallel);
     set_view(*segment);
     return segment;

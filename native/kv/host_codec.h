@@ -9,9 +9,8 @@ class HostCodec : public SegmentCodec {
     HostCodec(Device & device, std::shared_ptr<const Policy> policy, const HParams & h, OutputNorms & norms)
         : device_(device), h_(h), compressor_(std::move(policy), h, norms) {}
 
-    std::shared_ptr<const Segment> compress(int layer, const Rows & rows, int64_t first, int64_t n,
-                                            const Probes & probes, std::shared_ptr<const Balance> balance,
-                                            const Parallel & parallel) const override;
+    std::shared_ptr<Segment> compress(int layer, const Rows & rows, int64_t first, int64_t n, const Probes & probes,
+                                      std::shared_ptr<const Balance> balance, const Parallel & parallel) const override;
     std::shared_ptr<const Segment> keep(const Rows & rows, Kept && kept, const Parallel & parallel) const override;
     std::shared_ptr<const Bytes> places(const Segment & segment) const override;
     std::vector<int64_t> dequantize(const Segment & segment, int64_t first, int64_t last, uint16_t * k, uint16_t * v,

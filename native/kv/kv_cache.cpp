@@ -236,6 +236,7 @@ void KvCache::end_prefill(int index, int64_t n_new, const std::vector<int64_t> &
         const int64_t first = n_rows - made.n_window - n;
         if (n > 0) {
             auto segment = codec_->compress(index, rows, first, n, p, layer.balance, parallel);
+            codec_->fit({segment});
             made.balance = segment->balance;
             made.segments.push_back({std::move(segment), n_tokens_ + n_new - made.n_window - n, 0, n, nullptr});
         }
@@ -406,12 +407,12 @@ KvCache::Made KvCache::evict(int index, int64_t n_new, const Probes & probes, co
     return made;
 }
 
-void KvCache::compress_window(int index, const Parallel & parallel) {
+std::shared_ptr<Segment> KvCache::compress_window(int index, const Parallel & parallel) {
     Layer & layer = layers_[index];
     if (policy_->ranking == Ranking::evict) {
         begin_prefill(index, 0, parallel);
         layer.made = evict(index, 0, {}, parallel);
-        return;
+        return nullptr;
     }
     const int64_t n = policy_->n_window;
     const Rows rows = {n_window_, layer.view.capacity, layer.view.k, layer.view.v, h_->window_of(index)};
@@ -420,10 +421,11 @@ void KvCache::compress_window(int index, const Parallel & parallel) {
     Made made;
     auto segment = codec_->compress(index, rows, 0, n, probes, layer.balance, parallel);
     made.balance = segment->balance;
-    made.segments.push_back({std::move(segment), n_tokens_ - n_window_, 0, n, nullptr});
+    made.segments.push_back({segment, n_tokens_ - n_window_, 0, n, nullptr});
     made.n_window = n_window_ - n;
     keep_window(made, rows, n);
     layer.made = std::move(made);
+    return segment;
 }
 
 void KvCache::make_room(const Parallel & parallel) {
@@ -432,9 +434,13 @@ void KvCache::make_room(const Parallel & parallel) {
         return;
     }
     if (n_window_ >= policy_->window_capacity()) {
+        std::vector<std::shared_ptr<Segment>> segments;
         for (int i = 0; i < h_->n_layers; ++i) {
-            compress_window(i, parallel);
+            if (auto segment = compress_window(i, parallel)) {
+                segments.push_back(std::move(segment));
+            }
         }
+        codec_->fit(segments);
         commit(0);
     }
     if (n_tokens_ == 0) {

@@ -133,8 +133,8 @@ class KvCache {
     Made evict(int layer, int64_t n_new, const Probes & probes, const Parallel & parallel) const;
     std::vector<float> scores_of(int layer, const Rows & rows, const std::vector<int64_t> & position,
                                  const Probes & probes, const Parallel & parallel) const;
-    void compress_window(int layer, const Parallel & parallel);
-    Probes recorded_probes(int layer, std::vector<float> & queries) const;  // which hold them
+    std::shared_ptr<Segment> compress_window(int layer, const Parallel & parallel);  // null where it evicts
+    Probes recorded_probes(int layer, std::vector<float> & queries) const;           // which hold them
     void choose_slots();
     void make_slots(Layer & layer) const;
     ProbeSlots show_slots(const Layer & layer) const;

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "cuda/cuda_device.h"
-#include "cuda/own_node.h"
 #include "device/memory.h"
+#include "device/own_node.h"
 
 using namespace zipcache;
 
@@ -27,13 +27,13 @@ __global__ void add_and_linger(float * to, const float * from, const int * delay
     }
 }
 
-class Linger : public cuda::OwnNode {
+class Linger : public OwnNode {
   public:
     explicit Linger(int stage) : stage_(stage) {}
-    void enqueue(const ggml_tensor * node, cudaStream_t stream) const override {
-        add_and_linger<<<kWidth / 256, 256, 0, stream>>>(static_cast<float *>(node->data),
-                                                         static_cast<const float *>(node->src[0]->data),
-                                                         static_cast<const int *>(node->src[1]->data), stage_);
+    void enqueue(const ggml_tensor * node, void * stream) const override {
+        add_and_linger<<<kWidth / 256, 256, 0, static_cast<cudaStream_t>(stream)>>>(
+            static_cast<float *>(node->data), static_cast<const float *>(node->src[0]->data),
+            static_cast<const int *>(node->src[1]->data), stage_);
     }
 
   private:
@@ -73,7 +73,7 @@ struct Chain {
         ggml_context * ctx = context.get();
         ggml_tensor * x = state.tensor;
         for (int i = 0; i < kStages; ++i) {
-            x = cuda::own_node(ctx, nodes[i], {kWidth, 1}, {x, delays.tensor(0)});
+            x = own_node(ctx, nodes[i], {kWidth, 1}, {x, delays.tensor(0)});
             x = ggml_rms_norm(ctx, ggml_mul_mat(ctx, weight.tensor, x), 1e-5f);
             ggml_build_forward_expand(graph, x);
             for (unsigned n = random() % 3; n > 0; --n) {  // ggml's delay: products that nobody reads

@@ -160,10 +160,14 @@ struct Worker {
         }
     }
 
+    __device__ __forceinline__ const HeadRecord * record_of(uint32_t segment) const {
+        return item.records + int64_t(segment) * n_kv_heads;
+    }
+
     // The record of a segment, in shared memory: it is read often, and what the cache holds goes by quickly.
     __device__ __forceinline__ void copy_record(uint32_t segment) const {
         if (lane < int(sizeof(HeadRecord) / sizeof(uint4))) {
-            const auto * from = reinterpret_cast<const uint4 *>(item.records + int64_t(segment) * n_kv_heads);
+            const auto * from = reinterpret_cast<const uint4 *>(record_of(segment));
             copy_async(shared_address(shared_bytes()) + record + lane * sizeof(uint4), from + lane);
         }
     }
@@ -205,6 +209,9 @@ struct Worker {
                 float s[16];
                 prepare_query<D, Any>(queries, r, ref, keys, lane, query);
                 key_logits<D, Any>(query, r, ref, keys, lane, s);
+                if (after < turns.last && next.segment() != ref.segment() && lane < 2) {
+                    fetch_line(reinterpret_cast<const uint8_t *>(record_of(next.segment())) + lane * 128);
+                }
                 advance(after, next, true, !next.same_tier(ref));
                 hide(r, ref, lane, s);
                 wait_for(false, false);
