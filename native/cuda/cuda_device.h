@@ -40,6 +40,7 @@ class CudaDevice : public Device {
     std::string name() const override { return "cuda:" + std::to_string(index_); }
     std::string description() const override;
     bool is_host() const override { return false; }
+    bool is_shared() const override { return false; }
     ggml_backend_buffer_type_t memory() const override;
     ggml_backend_buffer_type_t staging() const override;
     FreeMemory free_memory() const override;

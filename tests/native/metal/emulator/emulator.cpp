@@ -379,6 +379,14 @@ void show_buffer(const void * begin, size_t n_bytes) {
     machine().last = nullptr;
 }
 
+void forget_buffer(const void * begin) {
+    auto & buffers = machine().buffers;
+    const auto at = std::find_if(buffers.begin(), buffers.end(), [&](const Region & r) { return r.begin == begin; });
+    machine().spare.push_back(std::move(at->shadow));
+    buffers.erase(at);
+    machine().last = nullptr;
+}
+
 void forget_buffers() {
     for (Region & region : machine().buffers) {
         machine().spare.push_back(std::move(region.shadow));
