@@ -2,9 +2,9 @@
 //
 // How it keeps in step with ggml-metal, which was read for it: ggml commits its command buffers to the one queue of its
 // device, in order, and its buffers are tracked resources in the memory that they share with the host. So ours are
-// committed to the same queue, between ggml's, and name the very same MTLBuffers by useResource: Metal itself then holds
-// a kernel back until what wrote its buffers before has ended. No event is needed, and none would order the host. Both
-// the queue and the buffers come from ggml-metal's private header, which is why this needs its source.
+// committed to the same queue, between ggml's, and name the very same MTLBuffers by useResource: Metal itself then
+// holds a kernel back until what wrote its buffers before has ended. No event is needed, and none would order the host.
+// Both the queue and the buffers come from ggml-metal's private header, which is why this needs its source.
 #import <Foundation/Foundation.h>
 #import <Metal/Metal.h>
 
@@ -50,8 +50,7 @@ id<MTLLibrary> compile(id<MTLDevice> device) {
 // The compiled one where the build made one that this system reads, else its source.
 id<MTLLibrary> load_library(id<MTLDevice> device) {
     if (kLibraryBytes > 0) {
-        dispatch_data_t data =
-            dispatch_data_create(kLibrary, kLibraryBytes, nullptr, DISPATCH_DATA_DESTRUCTOR_DEFAULT);
+        dispatch_data_t data = dispatch_data_create(kLibrary, kLibraryBytes, nullptr, DISPATCH_DATA_DESTRUCTOR_DEFAULT);
         NSError * error = nil;
         if (id<MTLLibrary> library = [device newLibraryWithData:data error:&error]) {
             return library;

@@ -102,6 +102,10 @@ ggml_zipcache_metal_attend_args MetalBatchView::attend_args() const {
 
 ggml_tensor * MetalBatchView::attend(ggml_context * ctx, const ggml_zipcache_new_tokens & tokens) {
     const auto args = attend_args();
+    if (ggml_zipcache_metal_attend_kv_workspace(&args) == 0) {  // all else was asked when the model was opened
+        throw ArgumentError("a batch of " + std::to_string(layers_.size()) + " sessions is too large for " +
+                            device_.name() + "; accepted: up to 4096");
+    }
     n_tokens_ = device_.address(tokens.n_tokens);
     // columns of a fused product lie apart from each other
     auto packed = [&](ggml_tensor * rows) { return ggml_is_contiguous(rows) ? rows : ggml_cont(ctx, rows); };

@@ -10,7 +10,8 @@ typedef signed char BOOL;
 #define nil nullptr
 typedef unsigned long NSUInteger;
 
-__attribute__((objc_root_class)) @interface NSObject
+__attribute__((objc_root_class))
+@interface NSObject
 + (instancetype)alloc;
 - (instancetype)init;
 @end

@@ -59,9 +59,7 @@ static const MTLResourceUsage MTLResourceUsageRead = 1, MTLResourceUsageWrite = 
 - (BOOL)hasUnifiedMemory;
 - (BOOL)supportsFamily:(MTLGPUFamily)family;
 - (NSUInteger)maxBufferLength;
-- (id<MTLLibrary>)newLibraryWithSource:(NSString *)source
-                               options:(MTLCompileOptions *)options
-                                 error:(NSError **)error;
+- (id<MTLLibrary>)newLibraryWithSource:(NSString *)source options:(MTLCompileOptions *)options error:(NSError **)error;
 - (id<MTLLibrary>)newLibraryWithData:(dispatch_data_t)data error:(NSError **)error;
 - (id<MTLComputePipelineState>)newComputePipelineStateWithFunction:(id<MTLFunction>)function error:(NSError **)error;
 @end
