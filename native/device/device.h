@@ -78,8 +78,8 @@ class Device {
     int64_t whole_blocks(int64_t n_rows) const { return (n_rows + key_block() - 1) / key_block() * key_block(); }
 
     virtual bool computes(const ggml_tensor * node) const = 0;
-    // Whether LayerView::attend() reads heads of head_dim channels, each for so many query heads.
-    virtual bool attends(int n_queries, int head_dim) const = 0;
+    // Whether BatchView::attend() reads heads of head_dim channels, each for so many query heads. Here: GPUs' kernels.
+    virtual bool attends(int n_queries, int head_dim) const;
     // Returns when the results are there. Throws Cancelled as Recording::run() does.
     virtual void compute(ggml_cgraph * graph, const std::atomic<bool> & cancel) = 0;
     // The graph and its tensors must outlive the recording.

@@ -76,13 +76,6 @@ bool MetalDevice::computes(const ggml_tensor * node) const {
     return is_own(node) || gpu_->computes(node);
 }
 
-// As ggml-zipcache-metal.h states it.
-bool MetalDevice::attends(int n_queries, int head_dim) const {
-    constexpr int kMostQueries = 16;
-    const auto known = {64, 80, 96, 128, 256};
-    return n_queries <= kMostQueries && std::find(known.begin(), known.end(), head_dim) != known.end();
-}
-
 void MetalDevice::enqueue(ggml_cgraph * graph) {
     is_busy_ = true;
     enqueue_nodes(graph, &encoder_, [&](int first, int last) { gpu_->run(graph, first, last); });

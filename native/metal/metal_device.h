@@ -25,7 +25,6 @@ class MetalDevice : public Device {
     int chunk() const override { return 512; }
     int key_block() const override { return 64; }
     bool computes(const ggml_tensor * node) const override;
-    bool attends(int n_queries, int head_dim) const override;
     void compute(ggml_cgraph * graph, const std::atomic<bool> & cancel) override;
     std::unique_ptr<Recording> record(ggml_cgraph * graph, const Transfer & in, const Transfer & out) override;
     std::unique_ptr<LayerView> layer_view(const std::vector<const ggml_zipcache_format *> & formats) override;

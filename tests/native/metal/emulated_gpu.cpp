@@ -52,11 +52,14 @@ ggml_zipcache_metal_address address_of(const void * at) {
 
 class EmulatedGpu : public Gpu {
   public:
-    EmulatedGpu() : backend_(ggml_backend_cpu_init()) {
-        ggml_backend_cpu_set_n_threads(backend_.get(), 1);
-        emulator::forget_buffers();  // so that the emulator is there before, and goes after, whoever holds this
+    EmulatedGpu() : backend_(ggml_backend_cpu_init()) { ggml_backend_cpu_set_n_threads(backend_.get(), 1); }
+    ~EmulatedGpu() override {
+        for (const auto & [begin, n_bytes] : seen_) {
+            emulator::forget_buffer(begin);
+        }
     }
-    ~EmulatedGpu() override { emulator::forget_buffers(); }
+    EmulatedGpu(const EmulatedGpu &) = delete;
+    EmulatedGpu & operator=(const EmulatedGpu &) = delete;
 
     std::string description() const override { return find_gpu().what; }
     FreeMemory free_memory() const override {

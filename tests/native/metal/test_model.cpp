@@ -133,7 +133,7 @@ struct TalkCase {
 
 // Two turns, and in each answer windows are compressed; the second prompt sees the first ones dequantized.
 void talk(const TalkCase & c) {
-    Twins t(c.pair(), c.policy, 30);
+    Twins t(c.pair(), c.policy, 32);
     t.prefill(some_tokens(290, 2));
     t.decode(45);
     t.prefill(some_tokens(40, 3));

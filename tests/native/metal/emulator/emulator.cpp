@@ -96,7 +96,7 @@ struct Machine {
 };
 
 Machine & machine() {
-    static Machine m;
+    static Machine & m = *new Machine;  // never destroyed: buffers that tests keep to the end are forgotten then
     return m;
 }
 
