@@ -99,6 +99,7 @@ class AppleGpu : public Gpu {
     FreeMemory free_memory() const override {
         FreeMemory memory = {};
         ggml_backend_dev_memory(ggml_backend_get_device(backend_.get()), &memory.free, &memory.total);
+        memory.free = memory.free > memory.total ? 0 : memory.free;  // a difference that may be below 0
         return memory;
     }
 

@@ -77,8 +77,10 @@ bool MetalDevice::computes(const ggml_tensor * node) const {
 }
 
 void MetalDevice::enqueue(ggml_cgraph * graph) {
-    is_busy_ = true;
-    enqueue_nodes(graph, &encoder_, [&](int first, int last) { gpu_->run(graph, first, last); });
+    enqueue_nodes(graph, &encoder_, [&](int first, int last) {
+        is_busy_ = true;
+        gpu_->run(graph, first, last);
+    });
 }
 
 void MetalDevice::settle() {
