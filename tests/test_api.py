@@ -242,6 +242,7 @@ def test_chat_prefills_only_what_is_new(smollm2: Model) -> None:
     ("call", "says"),
     [
         (lambda m: Model(m.info.path, device="tpu"), "device is 'tpu'; accepted: auto, cpu"),
+        (lambda m: Model(m.info.path, device="metal:0"), "device is 'metal:0'; accepted: auto, cpu"),
         (lambda m: Model(m.info.path, threads=0), "threads is 0"),
         (lambda m: m.session(n_ctx=8193), "n_ctx is 8193; accepted: 1 to 8192"),
         (lambda m: m.session(n_ctx=-1), "n_ctx is -1"),

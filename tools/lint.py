@@ -13,7 +13,7 @@ PYTHON = ["python", "tests", "bench", "tools", "examples", "models"]
 
 def sources() -> list[str]:
     listed = subprocess.run(
-        ["git", "ls-files", "*.cpp", "*.h", "*.cu", "*.cuh", "*.c"],
+        ["git", "ls-files", "*.cpp", "*.h", "*.cu", "*.cuh", "*.c", "*.mm"],
         cwd=ROOT,
         check=True,
         capture_output=True,

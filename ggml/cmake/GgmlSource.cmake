@@ -33,6 +33,9 @@ set(GGML_BUILD_EXAMPLES OFF CACHE BOOL "")
 set(GGML_CCACHE OFF CACHE BOOL "")
 set(GGML_CUDA ${ZIPCACHE_CUDA})
 set(GGML_CUDA_GRAPHS OFF CACHE BOOL "Whole steps are recorded, not ggml's pieces of them")
+set(GGML_METAL ${ZIPCACHE_METAL})
+set(GGML_METAL_EMBED_LIBRARY ON)  # its kernels are a part of the module, as ours are
+set(GGML_BLAS OFF CACHE BOOL "Only ggml's CPU and GPU backends are used")
 set(GGML_CUDA_NCCL OFF CACHE BOOL "A model runs on one GPU")
 # its shared libraries use each other's private functions
 set(CMAKE_CXX_VISIBILITY_PRESET default)

@@ -1,5 +1,5 @@
 # Defines zipcache-ggml, ggml and its CPU backend, from the installed wheel or from the source of the same pinned package;
-# with ZIPCACHE_CUDA also the target ggml-cuda.
+# with ZIPCACHE_CUDA also the target ggml-cuda, with ZIPCACHE_METAL ggml-metal.
 # Sets ZIPCACHE_GGML_RPATH: where an installed zipcache_rt module finds the shared libraries ("" if linked statically).
 set(ZIPCACHE_GGML_PACKAGE "libggml-python")
 set(ZIPCACHE_GGML_PACKAGE_VERSION "0.20.2.post1")

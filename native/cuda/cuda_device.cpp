@@ -173,13 +173,6 @@ bool CudaDevice::computes(const ggml_tensor * node) const {
     return is_own(node) || ggml_backend_supports_op(backend_.get(), node);
 }
 
-// As ggml-zipcache-cuda.h states it.
-bool CudaDevice::attends(int n_queries, int head_dim) const {
-    constexpr int kMostQueries = 16;
-    const auto known = {64, 80, 96, 128, 256};
-    return n_queries <= kMostQueries && std::find(known.begin(), known.end(), head_dim) != known.end();
-}
-
 void CudaDevice::ggml_waits_for_us() {
     check(cudaEventRecord(native(ours_.get()), stream_), "mark where it is");
     ggml_backend_event_wait(backend_.get(), ours_.get());

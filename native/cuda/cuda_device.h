@@ -40,13 +40,13 @@ class CudaDevice : public Device {
     std::string name() const override { return "cuda:" + std::to_string(index_); }
     std::string description() const override;
     bool is_host() const override { return false; }
+    bool is_shared() const override { return false; }
     ggml_backend_buffer_type_t memory() const override;
     ggml_backend_buffer_type_t staging() const override;
     FreeMemory free_memory() const override;
     int chunk() const override { return 2048; }
     int key_block() const override { return 256; }
     bool computes(const ggml_tensor * node) const override;
-    bool attends(int n_queries, int head_dim) const override;
     void compute(ggml_cgraph * graph, const std::atomic<bool> & cancel) override;
     std::unique_ptr<Recording> record(ggml_cgraph * graph, const Transfer & in, const Transfer & out) override;
     std::unique_ptr<LayerView> layer_view(const std::vector<const ggml_zipcache_format *> & formats) override;

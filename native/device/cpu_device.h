@@ -15,6 +15,7 @@ class CpuDevice : public Device {
     std::string name() const override { return "cpu"; }
     std::string description() const override { return "the host's processor"; }
     bool is_host() const override { return true; }
+    bool is_shared() const override { return true; }
     ggml_backend_buffer_type_t memory() const override { return ggml_backend_cpu_buffer_type(); }
     ggml_backend_buffer_type_t staging() const override { return ggml_backend_cpu_buffer_type(); }
     FreeMemory free_memory() const override;

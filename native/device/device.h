@@ -68,6 +68,7 @@ class Device {
     virtual std::string name() const = 0;         // as ModelOptions::device names it
     virtual std::string description() const = 0;  // what a person calls it
     virtual bool is_host() const = 0;             // its memory is the host's
+    virtual bool is_shared() const = 0;           // the host reads and writes its memory, at the same addresses
     virtual ggml_backend_buffer_type_t memory() const = 0;
     virtual ggml_backend_buffer_type_t staging() const = 0;  // host memory that it copies from and to
     virtual FreeMemory free_memory() const = 0;
@@ -77,8 +78,8 @@ class Device {
     int64_t whole_blocks(int64_t n_rows) const { return (n_rows + key_block() - 1) / key_block() * key_block(); }
 
     virtual bool computes(const ggml_tensor * node) const = 0;
-    // Whether LayerView::attend() reads heads of head_dim channels, each for so many query heads.
-    virtual bool attends(int n_queries, int head_dim) const = 0;
+    // Whether BatchView::attend() reads heads of head_dim channels, each for so many query heads. Here: GPUs' kernels.
+    virtual bool attends(int n_queries, int head_dim) const;
     // Returns when the results are there. Throws Cancelled as Recording::run() does.
     virtual void compute(ggml_cgraph * graph, const std::atomic<bool> & cancel) = 0;
     // The graph and its tensors must outlive the recording.
@@ -90,6 +91,11 @@ class Device {
     // The node that fills mask [n_keys, n_queries] f16: 0 where spans [2, n_queries] i32 says [first, last), else -inf.
     virtual ggml_tensor * fill_mask(ggml_context * ctx, ggml_tensor * mask, ggml_tensor * spans) = 0;
 
+    // Memory for the tensors of a context, outside any graph; null when there is none left.
+    virtual ggml_backend_buffer_t allocate_tensors(ggml_context * context) {
+        return ggml_backend_alloc_ctx_tensors_from_buft(context, memory());
+    }
+    virtual void release_tensors(ggml_backend_buffer_t buffer) { ggml_backend_buffer_free(buffer); }
     // Pieces of its memory that come and go with compressions; null when there is none left.
     virtual void * allocate(size_t n_bytes) = 0;
     virtual void release(void * memory) = 0;

@@ -2,6 +2,7 @@
 
 #include "common/error.h"
 #include "cuda/cuda.h"
+#include "metal/metal.h"
 
 namespace zipcache {
 namespace {
@@ -26,7 +27,12 @@ int cuda_index(const std::string & name) {
     for (size_t i = 0; i < cuda.descriptions.size(); ++i) {
         accepted += ", cuda:" + std::to_string(i) + " (" + cuda.descriptions[i] + ")";
     }
-    const std::string why = cuda.missing.empty() ? "" : "; no CUDA device: " + cuda.missing;
+    const MetalDevices & metal = metal_devices();
+    if (!metal.description.empty()) {
+        accepted += ", metal (" + metal.description + ")";
+    }
+    std::string why = cuda.missing.empty() ? "" : "; no CUDA device: " + cuda.missing;
+    why += metal.missing.empty() ? "" : "; no Metal device: " + metal.missing;
     throw ArgumentError("device is '" + name + "'; accepted: " + accepted + why);
 }
 
@@ -35,6 +41,10 @@ int cuda_index(const std::string & name) {
 std::unique_ptr<Device> open_device(const std::string & name) {
     if (name == "cpu") {
         return nullptr;
+    }
+    const bool has_metal = !metal_devices().description.empty();
+    if (has_metal && (name == "metal" || name == "auto")) {
+        return open_metal_device();
     }
     const auto n_cuda = static_cast<int>(cuda_devices().descriptions.size());
     const int index = name == "auto" ? 0 : cuda_index(name);

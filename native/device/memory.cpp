@@ -48,11 +48,29 @@ void Bytes::clear() {
     }
 }
 
-OwnTensor::OwnTensor(const Device & device, ggml_type type, int64_t n_columns, int64_t n_rows, int64_t n_planes)
+TensorMemory::TensorMemory(Device & device, ggml_context * context)
+    : device_(&device), buffer_(device.allocate_tensors(context)) {}
+
+TensorMemory::TensorMemory(TensorMemory && other) noexcept
+    : device_(other.device_), buffer_(std::exchange(other.buffer_, nullptr)) {}
+
+TensorMemory & TensorMemory::operator=(TensorMemory && other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(buffer_, other.buffer_);
+    return *this;
+}
+
+TensorMemory::~TensorMemory() {
+    if (buffer_) {
+        device_->release_tensors(buffer_);
+    }
+}
+
+OwnTensor::OwnTensor(Device & device, ggml_type type, int64_t n_columns, int64_t n_rows, int64_t n_planes)
     : context(ggml_init({ggml_tensor_overhead(), nullptr, true})) {
     tensor = ggml_new_tensor_3d(context.get(), type, n_columns, n_rows, n_planes);
-    buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(context.get(), device.memory()));
-    if (!buffer) {
+    memory = TensorMemory(device, context.get());
+    if (!memory) {
         throw ContextError("not enough memory for " + std::to_string(ggml_nbytes(tensor)) + " bytes of activations");
     }
 }

@@ -29,15 +29,33 @@ class Bytes {
     size_t size_ = 0;
 };
 
+// A device's memory for the tensors of a context, outside any graph.
+class TensorMemory {
+  public:
+    TensorMemory() = default;
+    TensorMemory(Device & device, ggml_context * context);  // empty when memory runs out
+    TensorMemory(TensorMemory && other) noexcept;
+    TensorMemory & operator=(TensorMemory && other) noexcept;
+    ~TensorMemory();
+
+    explicit operator bool() const { return buffer_; }
+    size_t size() const { return buffer_ ? ggml_backend_buffer_get_size(buffer_) : 0; }
+    void clear() { ggml_backend_buffer_clear(buffer_, 0); }
+
+  private:
+    Device * device_ = nullptr;
+    ggml_backend_buffer_t buffer_ = nullptr;
+};
+
 // A tensor with memory of its own, outside any graph.
 struct OwnTensor {
     GgmlContext context;
-    GgmlBuffer buffer;
+    TensorMemory memory;
     ggml_tensor * tensor = nullptr;
 
     OwnTensor() = default;
     // Throws ContextError when memory runs out.
-    OwnTensor(const Device & device, ggml_type type, int64_t n_columns, int64_t n_rows = 1, int64_t n_planes = 1);
+    OwnTensor(Device & device, ggml_type type, int64_t n_columns, int64_t n_rows = 1, int64_t n_planes = 1);
 };
 
 // What the host tells a graph before it runs: some arrays of i32, which travel to the device together.

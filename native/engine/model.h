@@ -12,7 +12,7 @@
 namespace zipcache {
 
 struct ModelOptions {
-    std::string device = "auto";  // auto (a GPU where there is one), cpu, cuda, cuda:0, ...
+    std::string device = "auto";  // auto (a GPU where there is one), cpu, cuda, cuda:0, ..., metal
     int threads = 0;              // 0: one for each physical core this process may use, as far as that can be told
     bool repack = true;           // use ggml's repacked weight layouts where they make a type faster
     Progress progress;            // told 0..1 while weights are repacked

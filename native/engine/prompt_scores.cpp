@@ -21,13 +21,13 @@ void check_length(const Model & model, size_t n_tokens) {
 // Keys and values of one layer, whole blocks of rows, as its prefill stores them.
 class LayerRows {
   public:
-    LayerRows(const Device & device, const HParams & h, int64_t n_tokens)
+    LayerRows(Device & device, const HParams & h, int64_t n_tokens)
         : capacity_(device.whole_blocks(n_tokens)),
           k_(device, GGML_TYPE_F16, h.head_dim, capacity_, h.n_kv_heads),
           v_(device, GGML_TYPE_F16, h.head_dim, capacity_, h.n_kv_heads) {
         if (!device.is_host()) {  // attention looks at masked rows, too, and 0 times NaN would show
-            ggml_backend_buffer_clear(k_.buffer.get(), 0);
-            ggml_backend_buffer_clear(v_.buffer.get(), 0);
+            k_.memory.clear();
+            v_.memory.clear();
         }
     }
     PrefillRows prefill() const { return {k_.tensor, v_.tensor, 0, {}}; }
@@ -40,7 +40,7 @@ class LayerRows {
 // The device's data, where the host reads them; `copy` holds them if that is elsewhere.
 template <class T>
 const T * on_host(Device & device, const void * data, size_t n, std::vector<T> & copy) {
-    if (device.is_host()) {
+    if (device.is_shared()) {
         return static_cast<const T *>(data);
     }
     copy.resize(n);

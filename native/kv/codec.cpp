@@ -1,6 +1,7 @@
 #include "common/error.h"
 #include "cuda/cuda.h"
 #include "kv/host_codec.h"
+#include "metal/metal.h"
 
 namespace zipcache {
 
@@ -15,7 +16,8 @@ std::shared_ptr<const SegmentCodec> make_codec(Device & device, std::shared_ptr<
             throw ArgumentError("the KV policy " + policy->options.policy + " does not run on " + device.name() +
                                 ", which has no " + what + "; accepted: the device cpu, or another policy");
         }
-        return make_cuda_codec(device, policy, h, norms);
+        return device.name() == "metal" ? make_metal_codec(device, policy, h, norms)
+                                        : make_cuda_codec(device, policy, h, norms);
     }
     return std::make_shared<HostCodec>(device, std::move(policy), h, norms);
 }

@@ -162,35 +162,44 @@ std::shared_ptr<Segment> Compressor::keep(const Rows & rows, Kept kept, const Pa
     return segment;
 }
 
-std::shared_ptr<Segment> Compressor::compress(int layer, const Rows & rows, int64_t first, int64_t n,
-                                              const Probes & probes, std::shared_ptr<const Balance> balance,
-                                              const Parallel & parallel) const {
-    auto segment = begin_segment(n);
+Compression Compressor::plan(int layer, const Rows & rows, int64_t first, int64_t n, const Probes & probes,
+                             std::shared_ptr<const Balance> balance, const std::function<Scores()> & score,
+                             const Parallel & parallel) const {
+    Compression c;
+    c.segment = begin_segment(n);
     Scores scores;
     const bool decoded = policy_->prompts_only && probes.size() == 0;
     if (policy_->ranking != Ranking::none && !decoded) {
-        scores = score_rows(rows, first, n, probes, h_, parallel);
+        scores = score();
     }
-    if (policy_->k_divisor == Divisor::balance) {
-        segment->balance = balance ? std::move(balance)
-                                   : std::make_shared<Balance>(
-                                         find_balance(rows, first, n, probes, scores, norms_.of(layer), h_, parallel));
+    if (!balance && policy_->balances()) {
+        c.learned = std::make_shared<Balance>(
+            policy_->k_divisor == Divisor::peaks
+                ? find_peaks(rows, first, n, probes, h_)
+                : find_balance(rows, first, n, probes, scores, norms_.of(layer), h_, parallel));
     }
-    if (policy_->k_divisor == Divisor::peaks) {
-        segment->balance =
-            balance ? std::move(balance) : std::make_shared<Balance>(find_peaks(rows, first, n, probes, h_));
+    if (policy_->balances()) {
+        c.segment->balance = c.learned ? c.learned : std::move(balance);
     }
     if (policy_->v_divisor == Divisor::normalizer) {
-        segment->v_divisor = find_normalizer(rows, first, n, h_);
+        c.segment->v_divisor = find_normalizer(rows, first, n, h_);
     }
-    const auto tiers = choose_tiers(*segment->format, rows, first, n, scores, segment->balance.get(),
-                                    compression_seed(layer, n), parallel);
+    c.tier = choose_tiers(*c.segment->format, rows, first, n, scores, c.segment->balance.get(),
+                          compression_seed(layer, n), parallel);
+    return c;
+}
+
+std::shared_ptr<Segment> Compressor::compress(int layer, const Rows & rows, int64_t first, int64_t n,
+                                              const Probes & probes, std::shared_ptr<const Balance> balance,
+                                              const Parallel & parallel) const {
+    auto score = [&] { return score_rows(rows, first, n, probes, h_, parallel); };
+    Compression c = plan(layer, rows, first, n, probes, std::move(balance), score, parallel);
     if (policy_->corrects) {
-        quantize_corrected(*segment, rows, first, tiers.data(), parallel);
+        quantize_corrected(*c.segment, rows, first, c.tier.data(), parallel);
     } else {
-        quantize(*segment, rows, first, tiers.data(), nullptr, parallel);
+        quantize(*c.segment, rows, first, c.tier.data(), nullptr, parallel);
     }
-    return segment;
+    return c.segment;
 }
 
 }  // namespace zipcache

@@ -41,11 +41,23 @@ inline uint64_t compression_seed(int layer, int64_t n_tokens) {
     return uint64_t(layer) << 32 | uint64_t(n_tokens);
 }
 
+// How rows will be compressed: a segment that has all but its codes.
+struct Compression {
+    std::shared_ptr<Segment> segment;
+    std::shared_ptr<Balance> learned;  // the segment's, where this is the layer's first compression
+    std::vector<uint8_t> tier;         // [n_orders, n_tokens]
+};
+
 // Compresses rows of one layer.
 class Compressor {
   public:
     Compressor(std::shared_ptr<const Policy> policy, const HParams & h, OutputNorms & norms)
         : policy_(std::move(policy)), h_(h), norms_(norms) {}
+
+    // score: score_rows() or what does as it does; asked where the policy wants to know.
+    Compression plan(int layer, const Rows & rows, int64_t first, int64_t n, const Probes & probes,
+                     std::shared_ptr<const Balance> balance, const std::function<Scores()> & score,
+                     const Parallel & parallel) const;
 
     // Rows [first, first + n). balance: the layer's, or null at its first compression, which then makes one.
     std::shared_ptr<Segment> compress(int layer, const Rows & rows, int64_t first, int64_t n, const Probes & probes,

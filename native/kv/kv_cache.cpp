@@ -59,13 +59,13 @@ KvCache::Window KvCache::allocate(int64_t capacity) const {
     window.context.reset(ggml_init({2 * ggml_tensor_overhead(), nullptr, true}));
     window.k = ggml_new_tensor_3d(window.context.get(), GGML_TYPE_F16, h_->head_dim, capacity, h_->n_kv_heads);
     window.v = ggml_new_tensor_3d(window.context.get(), GGML_TYPE_F16, h_->head_dim, capacity, h_->n_kv_heads);
-    window.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(window.context.get(), device_->memory()));
-    if (!window.buffer) {
+    window.memory = TensorMemory(*device_, window.context.get());
+    if (!window.memory) {
         throw ContextError("not enough memory for the keys and values of " + std::to_string(capacity) +
                            " uncompressed tokens (" + std::to_string(f16_cache_bytes(*h_, capacity) >> 20) + " MiB)");
     }
     if (!device_->is_host()) {  // attention looks at masked rows, too, and 0 times NaN would show
-        ggml_backend_buffer_clear(window.buffer.get(), 0);
+        window.memory.clear();
     }
     return window;
 }
@@ -335,7 +335,7 @@ Probes KvCache::recorded_probes(int index, std::vector<float> & queries) const {
         }
         probes.row.push_back(row);
         probes.slot.push_back(static_cast<int32_t>(i));
-        if (device_->is_host()) {
+        if (device_->is_shared()) {
             const float * log_sum = slots.log_sum.as<float>() + i * h_->n_heads;
             queries.resize(queries.size() + width);
             ggml_fp16_to_fp32_row(slots.q.as<uint16_t>() + i * width, &queries[queries.size() - width], width);
@@ -509,7 +509,8 @@ void KvCache::clear() {
     scratch_ = Window();
     for (int i = 0; i < h_->n_layers; ++i) {
         Layer & layer = layers_[i];
-        const ggml_zipcache_layer view = layer.view;
+        ggml_zipcache_layer view = layer.view;
+        view.n_segments = 0;  // they go with the layer
         auto shown = std::move(layer.shown);
         layer = Layer();
         layer.view = view;
@@ -562,14 +563,14 @@ KvStats KvCache::stats() const {
     for (const Layer & layer : layers_) {
         const size_t compressed = compressed_bytes(layer);
         stats.compressed_bytes += compressed;
-        stats.bytes += compressed + layer.window.bytes() + layer.slots.q.size() + layer.slots.log_sum.size();
+        stats.bytes += compressed + layer.window.memory.size() + layer.slots.q.size() + layer.slots.log_sum.size();
         for (const SegmentUse & use : layer.segments) {
             stats.compressed_elements += width * use.segment->n_tokens;
             stats.elements += width * (use.last_seen - use.first_seen);
         }
         stats.elements += width * n_window_;
     }
-    stats.bytes += scratch_.bytes();
+    stats.bytes += scratch_.memory.size();
     stats.n_tokens = n_tokens_;
     if (stats.elements > 0) {
         stats.bits = 8.0 * double(stats.bytes) / double(stats.elements);

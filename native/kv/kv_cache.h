@@ -93,11 +93,10 @@ class KvCache {
     friend class SessionFile;
     struct Window {
         GgmlContext context;
-        GgmlBuffer buffer;
+        TensorMemory memory;
         ggml_tensor * k = nullptr;
         ggml_tensor * v = nullptr;
         int64_t capacity() const { return k ? k->ne[1] : 0; }
-        size_t bytes() const { return buffer ? ggml_backend_buffer_get_size(buffer.get()) : 0; }
     };
     // Queries of the decode steps that are probes of the next compression.
     struct Slots {

@@ -18,7 +18,7 @@ struct Probes {
                                  // all at hand, so it can be found
     int64_t size() const { return static_cast<int64_t>(row.size()); }
 
-    // Of decode steps on a device that is not the host, instead of q and log_sum: where their slots lie.
+    // Of decode steps on a device whose memory the host does not read, instead of q and log_sum: where their slots lie.
     std::vector<int32_t> slot;             // [n]: the slot of each
     const uint16_t * slot_q = nullptr;     // [n_slots, n_heads, head_dim]
     const float * slot_log_sum = nullptr;  // [n_slots, n_heads]

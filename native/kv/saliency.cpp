@@ -65,6 +65,8 @@ std::vector<float> pooled(const std::vector<float> & scores, int64_t n, int64_t 
     return largest;
 }
 
+}  // namespace
+
 std::vector<float> count_seen(const Rows & rows, int64_t first, int64_t n, const Probes & probes) {
     std::vector<float> seen(n);
     for (int64_t row : probes.row) {
@@ -75,8 +77,6 @@ std::vector<float> count_seen(const Rows & rows, int64_t first, int64_t n, const
     }
     return seen;
 }
-
-}  // namespace
 
 Scores score_rows(const Rows & rows, int64_t first, int64_t n, const Probes & probes, const HParams & h,
                   const Parallel & parallel) {

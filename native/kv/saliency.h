@@ -14,6 +14,9 @@ struct Scores {
 Scores score_rows(const Rows & rows, int64_t first, int64_t n, const Probes & probes, const HParams & h,
                   const Parallel & parallel);
 
+// [n]: how many of the probes see each row.
+std::vector<float> count_seen(const Rows & rows, int64_t first, int64_t n, const Probes & probes);
+
 // 1 for the newest n_always of n tokens and the n_salient most salient of the others, the older one first among equals.
 std::vector<uint8_t> most_salient(const float * saliency, int64_t n, int64_t n_salient, int64_t n_always);
 

@@ -51,7 +51,8 @@ def add_model_options(parser: argparse.ArgumentParser, *, kv: bool = True) -> No
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    devices = "cpu, cuda, cuda:1, ..., metal"
+    parser.add_argument("--device", default="auto", help=f"{devices} (default: a GPU where there is one)")
 
 
 def add_kv_option(parser: argparse.ArgumentParser) -> None:

@@ -32,7 +32,7 @@ class ModelInfo:
     head_dim: int
     n_ctx_train: int  # tokens
     sliding_window: int  # tokens that sliding-window layers see; 0: no such layers
-    device: str  # "cpu", "cuda:0", ...
+    device: str  # "cpu", "cuda:0", "metal", ...
     threads: int
     weights_mapped: int  # bytes used in place
     weights_repacked: int  # bytes copied into a faster layout
@@ -56,8 +56,8 @@ def _info(found: Mapping[str, Any]) -> ModelInfo:
 class Model:
     """A GGUF model, ready to run; a context manager.
 
-    path: the file. device: "cpu", "cuda" (the first GPU), "cuda:1", ..., or "auto": a GPU where there is one. threads:
-    None for one a core. progress: called with 0..1 while weights are laid out; an exception it raises stops the load.
+    path: the file. device: "cpu", "cuda" (the first GPU), "cuda:1", ..., "metal", or "auto": a GPU where there is one.
+    threads: None for one a core. progress: called with 0..1 while weights are laid out; an exception it raises stops the load.
     repack: on the CPU, use ggml's faster weight layouts where it has one.
 
     Raises FileError (cannot be read, not GGUF, damaged), ModelError (cannot be run here), ArgumentError.

@@ -96,7 +96,7 @@ struct Machine {
 };
 
 Machine & machine() {
-    static Machine m;
+    static Machine & m = *new Machine;  // never destroyed: buffers that tests keep to the end are forgotten then
     return m;
 }
 
@@ -376,6 +376,14 @@ void show_buffer(const void * begin, size_t n_bytes) {
     const auto at = std::upper_bound(buffers.begin(), buffers.end(), region.begin,
                                      [](const uint8_t * x, const Region & r) { return x < r.begin; });
     buffers.insert(at, std::move(region));
+    machine().last = nullptr;
+}
+
+void forget_buffer(const void * begin) {
+    auto & buffers = machine().buffers;
+    const auto at = std::find_if(buffers.begin(), buffers.end(), [&](const Region & r) { return r.begin == begin; });
+    machine().spare.push_back(std::move(at->shadow));
+    buffers.erase(at);
     machine().last = nullptr;
 }
 

@@ -29,8 +29,9 @@ struct EmulatorError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// Memory that kernels may touch until forget_buffers(). Regions don't overlap.
+// Memory that kernels may touch until it is forgotten. Regions don't overlap.
 void show_buffer(const void * begin, size_t n_bytes);
+void forget_buffer(const void * begin);
 void forget_buffers();
 
 void run(const ggml_zipcache_metal_dispatch & dispatch);
