@@ -210,6 +210,7 @@ void Session::prefill_stretch(const int32_t * tokens, int64_t n_tokens, const st
             advanced(n);
         }
         cache_.end_prefill(layer, n_tokens, prefill_graphs_.probes(), prefill_graphs_.probe_q(), parallel());
+        stats_.scratch_bytes = std::max(stats_.scratch_bytes, prefill_graphs_.bytes() + cache_.scratch_bytes());
     }
 }
 
