@@ -60,6 +60,11 @@ def _draw(artefact: Artefact, rows: list[Cells], context: int) -> Figure:
                 size = 13 if row.marker == "*" else 8
                 axes.plot(cells[key], 100 * cells["same_top"], row.marker, color=row.colour, markersize=size)
         axes.margins(x=0.2, y=0.15)
+        if not axes.lines:  # ticks would be of nothing
+            axes.set_xticks([])
+            axes.annotate(
+                "not measured yet", (0.5, 0.5), xycoords="axes fraction", ha="center", color=plotting.REFERENCE
+            )
     all_axes[0].set_ylabel("same top token as f16, %")
     for axes, (key, _) in zip(all_axes, PANELS, strict=True):
         points = [
