@@ -7,8 +7,7 @@ namespace zipcache {
 void check_probes(const Model & model, const KvOptions & options) {
     if (options.probes == "special" && !model.has_tokenizer()) {
         throw ArgumentError("the KV option probes is 'special', and " + model.file().path() +
-                            " has no tokenizer that says which tokens are; accepted: random+recent, random, recent, "
-                            "all, newest32");
+                            " has no tokenizer that says which tokens are; accepted: any other");
     }
 }
 

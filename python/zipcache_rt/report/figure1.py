@@ -24,7 +24,7 @@ COLUMNS = (
     Column("status", ""),
 )
 PANELS = (
-    ("ratio", "compression ratio"),
+    ("ratio", "compression ratio of compressed tokens"),
     ("prefill_seconds", "prefill, s"),
     ("decode_ms_per_token", "decode, ms a token"),
 )

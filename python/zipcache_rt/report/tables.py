@@ -59,7 +59,7 @@ PANELS = (
         interval=("kl_low_nats", "kl_high_nats"),
     ),
     Panel("same_top", "same top token as f16, %\nmore is better", ".1f", scale=100),
-    Panel("ratio", "compression ratio\nmore is better", ".2f"),
+    Panel("ratio", "ratio of compressed tokens\nmore is better", ".2f"),
 )
 LINES_PANEL = Panel(
     "lines_accuracy",
