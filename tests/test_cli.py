@@ -91,6 +91,7 @@ class Terminal:
     def __init__(self, home: Path, *arguments: str) -> None:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests that run in the background inherit that it is ignored
             # nobody here says where the cursor is, and a warning of that after two seconds passes for a reply's words
             os.environ.update(HOME=str(home), XDG_STATE_HOME=str(home), TERM="xterm", PROMPT_TOOLKIT_NO_CPR="1")
             os.execv(sys.executable, [sys.executable, "-m", *arguments])

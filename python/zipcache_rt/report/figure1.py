@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .. import plotting
 from .findings import Findings
 from .plan import Artefact
-from .shown import Cells, Column, Shown, failures, status
+from .shown import Cells, Column, Shown, busy_note, failures, status
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +46,7 @@ def show(artefact: Artefact, found: Findings) -> Shown:
             cells |= {"decode_ms_per_token": 1e3 * speed.decode_seconds / size.n_decode}
         rows.append(cells | {"status": status(row, found, measured)})
     figure = _draw(artefact, rows, context) if any("same_top" in cells for cells in rows) else None
-    return Shown(artefact, COLUMNS, rows, figure, notes=failures(artefact.rows, found))
+    return Shown(artefact, COLUMNS, rows, figure, notes=[*failures(artefact.rows, found), *busy_note(found)])
 
 
 def _draw(artefact: Artefact, rows: list[Cells], context: int) -> Figure:
