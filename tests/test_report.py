@@ -277,6 +277,8 @@ def test_a_policy_that_fails_while_it_runs(made: Path, tmp_path: Path, monkeypat
     assert status == {
         "normalized": "measured",
         "accumulated": "measured",
+        "normalized, all probes": "measured",
+        "accumulated, all probes": "measured",
         "random": "failed: the logits are not finite",
     }
 

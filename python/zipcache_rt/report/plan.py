@@ -115,7 +115,7 @@ TABLE_A = Artefact(
     "tableA",
     "Table A: how salient tokens are found",
     "ZipCache with other measures of saliency at the same bits. The paper: normalized attention above accumulated. "
-    "Recent probes see nearly all tokens alike, which leaves little to normalize: so each is shown with all probes, too.",
+    "Recent probes see nearly all tokens alike, which leaves little to normalize: hence both with all probes, too.",
     (
         Row("normalized", "zipcache", "#1f6feb"),
         Row("accumulated", "zipcache,saliency=accumulated", "#c2552d"),
