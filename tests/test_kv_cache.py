@@ -515,7 +515,7 @@ def test_options_survive_their_word(word: str) -> None:
         ("zipcache,low_bits=-1", "low_bits is -1"),
         ("zipcache,low_bits=0,per_head=true", "low_bits is 0; accepted: 1 to 4 with per_head"),
         ("zipcache,saliency=best", "saliency is 'best'; accepted: normalized, accumulated, recent, random"),
-        ("zipcache,probes=none", "probes is 'none'; accepted: random[+]recent, random, recent, all, newest32"),
+        ("zipcache,probes=none", "probes is 'none'; accepted: random[+]recent, random, recent, special, all, newest32"),
         ("zipcache,random_probes=-0.1", "random_probes is -0.1"),
         ("zipcache,recent_probes=2", "recent_probes is 2"),
         ("zipcache,keys=cst", "keys is 'cst'; accepted: channelwise, groupwise, tokenwise"),

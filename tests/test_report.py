@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -239,6 +240,20 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         report.build([model], out, SIZE)
 
 
+@pytest.mark.parametrize(("shares", "told"), [((0.3, 0.95), "30% to 95%"), ((0.9, 0.97), None), ((), None)])
+def test_times_of_a_busy_machine_are_said_to_be(shares: tuple[float, ...], told: str | None) -> None:
+    runs = {("f16", i): worker.Speed(1, 1, 1, 1, 1, 1, 16, share) for i, share in enumerate(shares)}
+    for device in ("cpu", "cuda:0"):  # a GPU's threads wait for it
+        found = SimpleNamespace(speed=runs, subject=SimpleNamespace(info=SimpleNamespace(device=device)))
+        notes = shown.busy_note(found)  # type: ignore[arg-type]
+        assert (told in notes[0]) if told and device == "cpu" else notes == []
+
+
+def test_a_worker_tells_its_share_of_the_processor(tmp_path: Path) -> None:
+    speed = worker.in_fresh_process(worker.Spec(str(write_model(tmp_path)), "cpu", 1, "f16", 512, 4))
+    assert 0 < speed.cpu_share <= 1.1
+
+
 def test_a_worker_says_why_it_failed(tmp_path: Path) -> None:
     spec = worker.Spec(str(write_model(tmp_path)), "cpu", 1, "q4_0", 32, 4)
     with pytest.raises(ModelError, match="blocks of 32 channels"):
@@ -262,6 +277,8 @@ def test_a_policy_that_fails_while_it_runs(made: Path, tmp_path: Path, monkeypat
     assert status == {
         "normalized": "measured",
         "accumulated": "measured",
+        "normalized, all probes": "measured",
+        "accumulated, all probes": "measured",
         "random": "failed: the logits are not finite",
     }
 

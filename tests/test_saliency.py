@@ -66,6 +66,40 @@ def test_scores_are_sums_of_attention(tmp_path: Path, name: str, options: str) -
     np.testing.assert_array_equal(found.of("normalized", 1), found.by_layer("normalized")[1])
 
 
+PUNCTUATION = "!\"#%&'()*,-./:;?@[\\]_{}"  # of ASCII; the rest of its signs are symbols
+
+
+def test_special_probes_are_control_tokens_and_punctuation(tmp_path: Path) -> None:
+    shape = tiny_models.SHAPES["llama"]
+    path = tiny_models.write(tmp_path / "a.gguf", shape, tiny_models.random_weights(shape), vocabulary=True)
+    model = Model(path, device="cpu", threads=2)
+    ids = random_ids(240)
+    pieces = [model.detokenize([int(i)]) for i in ids]
+    special = {t for t, piece in enumerate(pieces) if piece in PUNCTUATION or piece.startswith("<|")}
+    assert 40 < len(special) < 80
+    found = saliency.measure(model, ids, kv=KvOptions.parse("zipcache,probes=special"))
+    assert len(found.probes) == 24 + 1 and set(found.probes) <= special | {239}
+    every = saliency.measure(model, ids, kv=KvOptions.parse("zipcache,probes=special,recent_probes=1"))
+    assert set(every.probes) == special | {239}
+    logits = {}
+    for probes in ("special", "random+recent"):
+        session = model.session(kv=KvOptions.parse(f"zipcache,probes={probes}"))
+        session.prefill(ids)
+        logits[probes] = session.score(ids[:8])
+    assert not np.array_equal(logits["special"], logits["random+recent"])
+
+
+def test_special_probes_need_a_tokenizer(tmp_path: Path) -> None:
+    model = model_of(tmp_path, "llama")
+    kv = KvOptions.parse("zipcache,probes=special")
+    says = "probes is 'special', and .*llama.gguf has no tokenizer .*accepted: any other"
+    with pytest.raises(ArgumentError, match=says):
+        model.session(kv=kv)
+    with pytest.raises(ArgumentError, match=says):
+        saliency.measure(model, random_ids(), kv=kv)
+    model.session(kv=KvOptions.parse("uniform:4,probes=special")).close()  # which has no probes
+
+
 def test_salient_share_counts_layers(tmp_path: Path) -> None:
     found = saliency.measure(model_of(tmp_path, "llama"), random_ids())
     share = found.salient_share("normalized", 0.4)

@@ -36,7 +36,8 @@ py::dict stats(const Session & session) {
     const SessionStats s = session.stats();
     using namespace py::literals;
     return py::dict("prefill_tokens"_a = s.prefill_tokens, "prefill_seconds"_a = s.prefill_seconds,
-                    "decode_tokens"_a = s.decode_tokens, "decode_seconds"_a = s.decode_seconds);
+                    "scratch_bytes"_a = s.scratch_bytes, "decode_tokens"_a = s.decode_tokens,
+                    "decode_seconds"_a = s.decode_seconds);
 }
 
 void decode_batch(const std::vector<std::shared_ptr<Session>> & sessions, const std::vector<int32_t> & tokens) {

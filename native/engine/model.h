@@ -47,11 +47,11 @@ class Model {
 
 // What running a model takes, without loading it.
 struct MemoryPlan {
-    int64_t n_ctx;            // tokens planned for
-    size_t weights_mapped;    // bytes used in place
-    size_t weights_repacked;  // bytes copied into a faster layout
-    size_t kv_bytes;          // at n_ctx tokens
-    size_t scratch_bytes;     // of a prefill of n_ctx tokens: activations, one layer's uncompressed keys and values
+    int64_t n_ctx = 0;            // tokens planned for
+    size_t weights_mapped = 0;    // bytes used in place
+    size_t weights_repacked = 0;  // bytes copied into a faster layout
+    size_t kv_bytes = 0;          // at n_ctx tokens
+    size_t scratch_bytes = 0;     // of a prefill of n_ctx tokens: activations, one layer's uncompressed keys and values
 };
 
 MemoryPlan plan_memory(const std::shared_ptr<const GgufFile> & file, int64_t n_ctx, bool repack, const KvOptions & kv);

@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "common/error.h"
+#include "engine/prompt_probes.h"
 #include "engine/session.h"
 #include "kv/saliency.h"
 
@@ -67,7 +68,7 @@ PromptScores score_prompt(Model & model, const int32_t * tokens, size_t n_tokens
     const PrefillRows rows = layer_rows.prefill();
     PrefillGraphs graphs(model.network(), model.executor(), h.n_ctx_train);
     graphs.embed(tokens, n, cancel);
-    graphs.watch(choose_probes(policy->options, n, 0));
+    graphs.watch(prompt_probes(model, policy->options, tokens, n, 0));
 
     PromptScores all;
     all.probes = graphs.probes();

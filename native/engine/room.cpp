@@ -26,7 +26,7 @@ void for_stretches(int64_t n_ctx, const std::function<void(int64_t, int64_t)> & 
     }
 }
 
-size_t stretch_bytes(const HParams & h, bool compresses, int64_t widest_chunk, int64_t n_past, int64_t n) {
+size_t stretch_bytes(const HParams & h, const Policy & policy, int64_t widest_chunk, int64_t n_past, int64_t n) {
     const int64_t n_keys = n_past + n, chunk = std::min(n, PrefillGraphs::chunk_over(n_keys, widest_chunk));
     const int64_t q_dim = int64_t(h.n_heads) * h.head_dim, kv_dim = int64_t(h.n_kv_heads) * h.head_dim;
     // the residual, then: its norm, gate, up and their product; or its norm, q, k and v as they come and turned
@@ -34,9 +34,9 @@ size_t stretch_bytes(const HParams & h, bool compresses, int64_t widest_chunk, i
     const int64_t attention = h.n_embd + 2 * (q_dim + 2 * kv_dim);
     const int64_t activations = chunk * (h.n_embd + std::max(ffn, attention));
     const int64_t products = chunk * std::max<int64_t>(h.n_ff, h.n_embd) * 5 / 4;  // bytes: inputs in 8 bits
-    const int64_t queries = n / 10 * q_dim;                                        // of probes
-    const size_t rows = compresses ? f16_cache_bytes(h, n_keys) / h.n_layers : 0;
-    return size_t(n * h.n_embd + queries + activations + h.n_vocab) * sizeof(float) + size_t(products) +
+    const int64_t n_probes = policy.compresses && policy.wants_probes() ? most_probes(policy.options, n) : 0;
+    const size_t rows = policy.compresses ? f16_cache_bytes(h, n_keys) / h.n_layers : 0;
+    return size_t(n * h.n_embd + n_probes * q_dim + activations + h.n_vocab) * sizeof(float) + size_t(products) +
            size_t(chunk * n_keys) * sizeof(ggml_fp16_t) + rows;
 }
 
@@ -48,7 +48,7 @@ size_t session_bytes(const Model & model, const Policy & policy, const SegmentCo
             policy.compresses ? h.n_layers * codec.most_bytes(n_past + n) + f16_cache_bytes(h, policy.window_capacity())
                               : f16_cache_bytes(h, n_ctx);
         const int64_t widest = model.executor().device().chunk();
-        most = std::max(most, cache + stretch_bytes(h, policy.compresses, widest, n_past, n));
+        most = std::max(most, cache + stretch_bytes(h, policy, widest, n_past, n));
     });
     return most + kPools;
 }

@@ -11,7 +11,7 @@ void for_stretches(int64_t n_ctx, const std::function<void(int64_t, int64_t)> & 
 
 // Bytes that a stretch of n tokens behind n_past takes beside the cache: hidden states, probes' queries, the mask and
 // the activations of a chunk, logits and, where the cache compresses, one layer's rows.
-size_t stretch_bytes(const HParams & h, bool compresses, int64_t widest_chunk, int64_t n_past, int64_t n);
+size_t stretch_bytes(const HParams & h, const Policy & policy, int64_t widest_chunk, int64_t n_past, int64_t n);
 
 // Bytes that a session of n_ctx tokens takes of a device's memory at most, but for the weights: its cache, one layer's
 // uncompressed rows, the hidden states of a stretch, a graph's activations.

@@ -9,6 +9,7 @@
 
 #include "common/error.h"
 #include "common/pages.h"
+#include "engine/prompt_probes.h"
 #include "engine/room.h"
 #include "engine/session_file.h"
 
@@ -126,7 +127,11 @@ Session::Session(const std::shared_ptr<Model> & model, int64_t n_ctx, const KvOp
 
 Session::Session(const std::shared_ptr<Model> & model, int64_t n_ctx, const std::shared_ptr<const Policy> & policy)
     : Session(model, policy, make_codec(model->executor().device(), policy, model->hparams(), model->output_norms()),
-              fitting_n_ctx(*model, policy, checked_n_ctx(*model, n_ctx))) {}
+              fitting_n_ctx(*model, policy, checked_n_ctx(*model, n_ctx))) {
+    if (policy->wants_probes()) {
+        check_probes(*model, policy->options);
+    }
+}
 
 Session::Session(std::shared_ptr<Model> model, const std::shared_ptr<const Policy> & policy,
                  std::shared_ptr<const SegmentCodec> codec, int64_t n_ctx)
@@ -194,7 +199,7 @@ void Session::prefill_stretch(const int32_t * tokens, int64_t n_tokens, const st
     const Policy & policy = cache_.policy();
     prefill_graphs_.embed(tokens, n_tokens, cancel_);
     if (policy.compresses && policy.wants_probes()) {
-        prefill_graphs_.watch(choose_probes(policy.options, n_tokens, uint64_t(position)));
+        prefill_graphs_.watch(prompt_probes(*model_, policy.options, tokens, n_tokens, uint64_t(position)));
     }
     for (int layer = 0; layer < model_->hparams().n_layers; ++layer) {
         const PrefillRows rows = cache_.begin_prefill(layer, n_tokens, parallel());
@@ -205,6 +210,7 @@ void Session::prefill_stretch(const int32_t * tokens, int64_t n_tokens, const st
             advanced(n);
         }
         cache_.end_prefill(layer, n_tokens, prefill_graphs_.probes(), prefill_graphs_.probe_q(), parallel());
+        stats_.scratch_bytes = std::max(stats_.scratch_bytes, prefill_graphs_.bytes() + cache_.scratch_bytes());
     }
 }
 

@@ -14,6 +14,7 @@ namespace zipcache {
 struct SessionStats {
     int64_t prefill_tokens = 0;
     double prefill_seconds = 0;
+    size_t scratch_bytes = 0;  // most that a prefill took beside the cache
     int64_t decode_tokens = 0;
     double decode_seconds = 0;
 };

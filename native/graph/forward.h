@@ -68,6 +68,8 @@ class PrefillGraphs {
     // Logits of the stretch's last token.
     const float * logits(const std::atomic<bool> & cancel);
 
+    // Of memory: hidden states, mask, queries of probes, activations.
+    size_t bytes() const;
     void release();  // frees the hidden states and the mask
 
   private:

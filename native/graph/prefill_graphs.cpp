@@ -212,6 +212,10 @@ const float * PrefillGraphs::logits(const std::atomic<bool> & cancel) {
     return logits_.data();
 }
 
+size_t PrefillGraphs::bytes() const {
+    return hidden_.bytes() + mask_.bytes() + probe_q_.bytes() + memory_.bytes() + logits_.size() * sizeof(float);
+}
+
 void PrefillGraphs::release() {
     hidden_ = OwnTensor();
     mask_ = OwnTensor();

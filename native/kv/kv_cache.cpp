@@ -288,7 +288,7 @@ void KvCache::choose_slots() {
         return;
     }
     const int64_t n = std::max<int64_t>(1, policy_->window_capacity() - n_window_);
-    for (int64_t step : choose_probes(policy_->options, n, uint64_t(n_tokens_) + 1)) {
+    for (int64_t step : choose_steps(policy_->options, n, uint64_t(n_tokens_) + 1)) {
         slot_positions_.push_back(n_tokens_ + step);
     }
     for (Layer & layer : layers_) {

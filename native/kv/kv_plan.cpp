@@ -39,7 +39,7 @@ size_t plan_kv(const Policy & policy, const HParams & h, int64_t n_tokens) {
     const size_t row = f16_cache_bytes(h, 1) / h.n_layers;
     size_t bytes = row * h.n_layers * policy.window_capacity();
     if (policy.wants_decode_probes()) {
-        const size_t n_queries = choose_probes(policy.options, policy.window_capacity(), 0).size() * h.n_heads;
+        const size_t n_queries = choose_steps(policy.options, policy.window_capacity(), 0).size() * h.n_heads;
         bytes += h.n_layers * n_queries * (h.head_dim * sizeof(uint16_t) + sizeof(float));
     }
     for (int layer = 0; layer < h.n_layers; ++layer) {

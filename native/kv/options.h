@@ -12,11 +12,11 @@ struct KvOptions {
     int high_bits = 4;                    // of salient tokens
     int low_bits = 2;                     // of regular tokens
     std::string saliency = "normalized";  // normalized, accumulated, recent, random
-    std::string probes;                   // random+recent, random, recent, all, newest32; empty: the policy's own
-    double random_probes = 0.05;          // share of tokens
-    double recent_probes = 0.05;          // share of tokens
-    std::string keys = "channelwise";     // channelwise, groupwise, tokenwise
-    std::string values = "cst";           // cst, groupwise, tokenwise, channelwise
+    std::string probes;                // random+recent, random, recent, special, all, newest32; empty: the policy's own
+    double random_probes = 0.05;       // share of tokens
+    double recent_probes = 0.05;       // share of tokens
+    std::string keys = "channelwise";  // channelwise, groupwise, tokenwise
+    std::string values = "cst";        // cst, groupwise, tokenwise, channelwise
     bool rotate = false;
     bool per_head = false;   // rank the tokens of each KV head apart
     int group = 32;          // kivi: tokens of a channel, and channels of a token, that share parameters

@@ -299,7 +299,7 @@ void check_options(const KvOptions & o) {
     saliency_named(o);
     if (!o.probes.empty()) {
         one_of<int>("probes", o.probes,
-                    {{"random+recent", 0}, {"random", 0}, {"recent", 0}, {"all", 0}, {"newest32", 0}});
+                    {{"random+recent", 0}, {"random", 0}, {"recent", 0}, {"special", 0}, {"all", 0}, {"newest32", 0}});
     }
     one_of<int>("keys", o.keys, {{"channelwise", 0}, {"groupwise", 0}, {"tokenwise", 0}});
     one_of<int>("values", o.values, {{"cst", 0}, {"groupwise", 0}, {"tokenwise", 0}, {"channelwise", 0}});

@@ -25,7 +25,15 @@ struct Probes {
 };
 
 // Which of n_tokens new tokens are probes: rising indices in [0, n_tokens). The last one always is.
-std::vector<int64_t> choose_probes(const KvOptions & options, int64_t n_tokens, uint64_t seed);
+// special: those of them that the strategy of this name chooses from, rising.
+std::vector<int64_t> choose_probes(const KvOptions & options, int64_t n_tokens, uint64_t seed,
+                                   const std::vector<int64_t> & special = {});
+
+// The same of decode steps to come. Their tokens are not known yet, so random+recent stands in for special.
+std::vector<int64_t> choose_steps(const KvOptions & options, int64_t n_steps, uint64_t seed);
+
+// How many are chosen; of special ones at most.
+int64_t most_probes(const KvOptions & options, int64_t n_tokens);
 
 // Rows of keys and values of one layer, f16 after RoPE.
 struct Rows {

@@ -7,6 +7,8 @@
 #include "common/error.h"
 #include "text/byte_bpe.h"
 #include "text/sentencepiece.h"
+#include "text/unicode.h"
+#include "text/utf8.h"
 
 namespace zipcache {
 
@@ -131,6 +133,22 @@ bool Tokenizer::is_end(int32_t token) const {
 
 bool Tokenizer::is_control(int32_t token) const {
     return token >= 0 && token < n_vocab() && spec_.types[token] == TokenType::control;
+}
+
+bool Tokenizer::is_special(int32_t token) const {
+    if (token < 0 || token >= n_vocab() || is_control(token))
+        return is_control(token);
+    const std::string_view text = piece(token, false);
+    bool punctuates = false;
+    for (size_t pos = 0; pos < text.size();) {
+        const Utf8Char c = decode_utf8(text, pos);
+        const CharClass kind = c.status == Utf8Status::valid ? char_class(c.code) : CharClass::other;
+        if (kind != CharClass::punctuation && kind != CharClass::space)
+            return false;
+        punctuates |= kind == CharClass::punctuation;
+        pos += c.size;
+    }
+    return punctuates;
 }
 
 }  // namespace zipcache

@@ -55,6 +55,8 @@ class Tokenizer {
     bool is_end(
         int32_t token) const;  // eos, eot, eom, or a control token known to end a turn (<|im_end|>, <end_of_turn>, ...)
     bool is_control(int32_t token) const;
+    // A control token, or one of punctuation (\p{P}) alone, white space aside.
+    bool is_special(int32_t token) const;
 
   protected:
     explicit Tokenizer(TokenizerSpec spec);

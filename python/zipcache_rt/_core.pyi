@@ -139,7 +139,8 @@ class Session:
         """{"bytes", "elements", "bits", "ratio", "n_tokens", "compressed_bytes", "compressed_elements",
         "compressed_bits"}"""
     def stats(self) -> dict[str, float]:
-        """{"prefill_tokens", "prefill_seconds", "decode_tokens", "decode_seconds"} since the session began"""
+        """{"prefill_tokens", "prefill_seconds", "decode_tokens", "decode_seconds", "scratch_bytes"} since the session
+        began"""
     def fork(self) -> Session: ...
     def save(self, path: str) -> None: ...
     def truncate(self, n_tokens: int) -> None: ...

@@ -10,7 +10,7 @@ from . import _core
 
 KV_POLICIES = ("auto", "zipcache", "uniform", "kivi", "mikv", "h2o", "snapkv", "gear", "q8_0", "q4_0", "f16")
 SALIENCIES = ("normalized", "accumulated", "recent", "random")
-PROBES = ("random+recent", "random", "recent", "all", "newest32")
+PROBES = ("random+recent", "random", "recent", "special", "all", "newest32")
 KEY_GRANULARITIES = ("channelwise", "groupwise", "tokenwise")
 VALUE_GRANULARITIES = ("cst", "groupwise", "tokenwise", "channelwise")
 
@@ -38,8 +38,11 @@ class KvOptions:
     high_bits: int = 4  # zipcache, mikv: bits of salient tokens
     low_bits: int = 2  # zipcache, mikv: bits of regular tokens
     saliency: str = "normalized"  # auto, zipcache: how tokens are ranked: normalized, accumulated, recent, random
-    probes: str | None = None  # whose attention is scored: random+recent, random, recent, all, newest32 (per policy)
-    # mikv, h2o: all, for their score is a sum over all rows; snapkv: newest32, what it observes; else random+recent
+    # whose attention is scored: random+recent, random, recent, special, all, newest32. None: mikv, h2o: all, for their
+    # score is a sum over all rows; snapkv: newest32, what it observes; else random+recent. special: as many as random
+    # and recent ones together, drawn from a prompt's control tokens and punctuation; a window, whose probes are chosen
+    # before its tokens are known, has random+recent
+    probes: str | None = None
     random_probes: float = 0.05  # the share of tokens that are random probes
     recent_probes: float = 0.05  # the share of tokens that are recent probes
     keys: str = "channelwise"  # zipcache, uniform: what shares a scale: channelwise, groupwise (32), tokenwise

@@ -48,6 +48,7 @@ class Stats:
     prefill_seconds: float
     decode_tokens: int
     decode_seconds: float  # of batches, all that they took
+    scratch_bytes: int = 0  # most that a prefill took beside the cache
 
     @property
     def prefill_rate(self) -> float:
@@ -247,7 +248,11 @@ class Session:
     def stats(self) -> Stats:
         made = self._open.stats()
         return Stats(
-            int(made["prefill_tokens"]), made["prefill_seconds"], int(made["decode_tokens"]), made["decode_seconds"]
+            int(made["prefill_tokens"]),
+            made["prefill_seconds"],
+            int(made["decode_tokens"]),
+            made["decode_seconds"],
+            int(made["scratch_bytes"]),
         )
 
     def fork(self) -> Session:

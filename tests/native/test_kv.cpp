@@ -186,6 +186,9 @@ TEST(probes_are_as_many_as_asked) {
         {"random+recent", 1, 1, 30, 30},
         {"random+recent", 0.05, 0.05, 20, 8},  // at least four of each kind
         {"recent", 0, 0.05, 3, 3},
+        {"newest32", 0, 0, 1000, 32},
+        {"newest32", 0, 0, 20, 20},
+        {"special", 0.05, 0.05, 1000, 1},  // for there are none
         {"random+recent", 0.05, 0.05, 1, 1},
     };
     for (const Case & c : cases) {
@@ -196,6 +199,7 @@ TEST(probes_are_as_many_as_asked) {
         for (uint64_t seed : {0, 1, 12345}) {
             const auto probes = choose_probes(options, c.n_tokens, seed);
             CHECK(int64_t(probes.size()) == c.wanted);
+            CHECK(options.probes == "special" || most_probes(options, c.n_tokens) == c.wanted);
             CHECK(probes == choose_probes(options, c.n_tokens, seed));
             CHECK(std::adjacent_find(probes.begin(), probes.end(), std::greater_equal<int64_t>()) == probes.end());
             CHECK(probes.front() >= 0 && probes.back() == c.n_tokens - 1);
@@ -207,6 +211,30 @@ TEST(probes_are_as_many_as_asked) {
     KvOptions other = options;
     other.seed = 9;
     CHECK(choose_probes(options, 1000, 1) != choose_probes(other, 1000, 1));
+}
+
+TEST(special_probes_are_drawn_from_special_tokens) {
+    KvOptions options;
+    options.probes = "special";
+    for (int64_t n_special : {0, 3, 100, 101, 700}) {
+        std::vector<int64_t> special(n_special);
+        std::iota(special.begin(), special.end(), 200);
+        for (uint64_t seed : {0, 1, 12345}) {
+            const auto probes = choose_probes(options, 1000, seed, special);
+            CHECK(int64_t(probes.size()) == 1 + std::min<int64_t>(100, n_special));
+            CHECK(int64_t(probes.size()) <= most_probes(options, 1000));
+            CHECK(probes == choose_probes(options, 1000, seed, special));
+            CHECK(std::adjacent_find(probes.begin(), probes.end(), std::greater_equal<int64_t>()) == probes.end());
+            CHECK(probes.back() == 999 && (n_special == 0 || probes.front() >= 200));
+            CHECK(probes.size() == 1 || probes[probes.size() - 2] < 200 + n_special);
+        }
+        CHECK((choose_probes(options, 1000, 1, special) != choose_probes(options, 1000, 2, special)) ==
+              (n_special > 100));
+    }
+    KvOptions known = options;
+    known.probes = "random+recent";
+    CHECK(choose_steps(options, 100, 7) == choose_probes(known, 100, 7));  // their tokens are not known
+    CHECK(choose_steps(known, 100, 7) == choose_probes(known, 100, 7));
 }
 
 TEST(water_filling_keeps_its_budget_and_spends_it) {

@@ -60,6 +60,24 @@ TEST(byte_bpe_merges_and_finds_control_tokens) {
     CHECK_THROWS(tokenizer->piece(end + 1, false), ArgumentError, std::to_string(end + 1));
 }
 
+TEST(control_tokens_and_punctuation_are_special) {
+    TokenizerSpec spec = tiny_bpe();
+    // in the letters of byte-level BPE: " (", ".\n", a dash, "...", "a.", half a dash, "'s"
+    const std::vector<std::string> more = {"\xC4\xA0(", ".\xC4\x8A", "\xC3\xA2\xC4\xA2\xC4\xB6", "...", "a.",
+                                           "\xC3\xA2",  "'s"};
+    const auto first = static_cast<int32_t>(spec.tokens.size());
+    spec.tokens.insert(spec.tokens.end(), more.begin(), more.end());
+    spec.types.resize(spec.tokens.size(), TokenType::normal);
+    const auto tokenizer = Tokenizer::create(std::move(spec));
+    for (int32_t special : {'.' - '!', '?' - '!', first - 1, first, first + 1, first + 2, first + 3}) {
+        CHECK(tokenizer->is_special(special));
+    }
+    const int32_t space = first - 2, ab = first - 3, beyond = tokenizer->n_vocab();
+    for (int32_t other : {'a' - '!', '0' - '!', '+' - '!', space, ab, first + 4, first + 5, first + 6, beyond, -1}) {
+        CHECK(!tokenizer->is_special(other));
+    }
+}
+
 TEST(tokenizers_refuse_tables_that_contradict_themselves) {
     struct {
         const char * says;

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .. import plotting
 from .findings import Findings
 from .plan import Artefact
-from .shown import Cells, Column, Shown, failures, status
+from .shown import Cells, Column, Shown, busy_note, failures, status
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +24,7 @@ COLUMNS = (
     Column("status", ""),
 )
 PANELS = (
-    ("ratio", "compression ratio"),
+    ("ratio", "compression ratio of compressed tokens"),
     ("prefill_seconds", "prefill, s"),
     ("decode_ms_per_token", "decode, ms a token"),
 )
@@ -46,7 +46,7 @@ def show(artefact: Artefact, found: Findings) -> Shown:
             cells |= {"decode_ms_per_token": 1e3 * speed.decode_seconds / size.n_decode}
         rows.append(cells | {"status": status(row, found, measured)})
     figure = _draw(artefact, rows, context) if any("same_top" in cells for cells in rows) else None
-    return Shown(artefact, COLUMNS, rows, figure, notes=failures(artefact.rows, found))
+    return Shown(artefact, COLUMNS, rows, figure, notes=[*failures(artefact.rows, found), *busy_note(found)])
 
 
 def _draw(artefact: Artefact, rows: list[Cells], context: int) -> Figure:
@@ -60,6 +60,11 @@ def _draw(artefact: Artefact, rows: list[Cells], context: int) -> Figure:
                 size = 13 if row.marker == "*" else 8
                 axes.plot(cells[key], 100 * cells["same_top"], row.marker, color=row.colour, markersize=size)
         axes.margins(x=0.2, y=0.15)
+        if not axes.lines:  # ticks would be of nothing
+            axes.set_xticks([])
+            axes.annotate(
+                "not measured yet", (0.5, 0.5), xycoords="axes fraction", ha="center", color=plotting.REFERENCE
+            )
     all_axes[0].set_ylabel("same top token as f16, %")
     for axes, (key, _) in zip(all_axes, PANELS, strict=True):
         points = [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .. import plotting
 from .findings import Findings
 from .plan import Artefact
@@ -22,6 +24,8 @@ COLUMNS = (
     Column("low", "95 % from", ".1%"),
     Column("high", "to", ".1%"),
     Column("same_reply", "reply as f16", ".1%"),
+    Column("same_low", "95 % from", ".1%"),
+    Column("same_high", "to", ".1%"),
     Column("ratio", "ratio with window", ".2f"),
 )
 SPREAD = 0.6  # of the distance between two numbers of lines
@@ -33,10 +37,12 @@ def show(artefact: Artefact, found: Findings) -> Shown:
         for n_lines in sorted(n for n in found.lines if n):
             made = found.lines[n_lines].get(row.policy)
             if made and made.score:
-                same = made.same_reply.value if made.same_reply else None
                 cells: Cells = {"name": row.name, "policy": row.policy, "n_lines": n_lines, "n_cases": made.n}
+                cells |= {"prompt_tokens": made.prompt_tokens, "ratio": made.kv_ratio}
                 cells |= {"accuracy": made.score.value, "low": made.score.low, "high": made.score.high}
-                rows.append(cells | {"prompt_tokens": made.prompt_tokens, "same_reply": same, "ratio": made.kv_ratio})
+                if same := made.same_reply:
+                    cells |= {"same_reply": same.value, "same_low": same.low, "same_high": same.high}
+                rows.append(cells)
     notes = failures(artefact.rows, found)
     if rows:
         notes.append(f"{rows[0]['n_cases']} prompts of each number of lines; bars: 95 % confidence (Wilson).")
@@ -48,9 +54,9 @@ def _draw(artefact: Artefact, rows: list[Cells]) -> Figure:
     accuracy, agreement = figure.subplots(1, 2, sharey=True)
     numbers = sorted({cells["n_lines"] for cells in rows})
     methods = [row for row in artefact.rows if any(cells["policy"] == row.policy for cells in rows)]
-    for axes, key, title in (
-        (accuracy, "accuracy", "right answers, %"),
-        (agreement, "same_reply", "replies equal to those of f16, %"),
+    for axes, key, ends, title in (
+        (accuracy, "accuracy", ("low", "high"), "right answers, %"),
+        (agreement, "same_reply", ("same_low", "same_high"), "replies equal to those of f16, %"),
     ):
         plotting.quiet(axes)
         axes.set_title(title, loc="left", fontsize=10)
@@ -58,14 +64,13 @@ def _draw(artefact: Artefact, rows: list[Cells]) -> Figure:
         axes.set_xticks(range(len(numbers)), [str(n) for n in numbers])
         axes.set_ylim(-4, 104)
         for i, row in enumerate(methods):
-            mine = [cells for cells in rows if cells["policy"] == row.policy and cells[key] is not None]
+            mine = [cells for cells in rows if cells["policy"] == row.policy and key in cells]
             shift = SPREAD * (i / max(1, len(methods) - 1) - 0.5)  # so that intervals stand side by side
             x = [numbers.index(cells["n_lines"]) + shift for cells in mine]
-            y = [100 * cells[key] for cells in mine]
-            axes.plot(x, y, color=row.colour, marker=row.marker, linewidth=1.2, label=row.name)
-            if key == "accuracy":
-                down = [100 * (cells["accuracy"] - cells["low"]) for cells in mine]
-                up = [100 * (cells["high"] - cells["accuracy"]) for cells in mine]
-                axes.errorbar(x, y, yerr=[down, up], fmt="none", ecolor=row.colour, elinewidth=0.8, alpha=0.45)
+            y = np.array([100 * cells[key] for cells in mine])
+            axes.plot(x, y, color=row.colour, linewidth=1.2, alpha=0.3)  # pale: intervals tell more than slopes
+            axes.plot(x, y, row.marker, color=row.colour, label=row.name)
+            low, high = (np.array([100 * cells[end] for cells in mine]) for end in ends)
+            axes.errorbar(x, y, yerr=[y - low, high - y], fmt="none", ecolor=row.colour, elinewidth=0.8, alpha=0.45)
     figure.legend(*accuracy.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return figure

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .. import plotting
 from .findings import Findings
 from .plan import F16, Artefact
-from .shown import Cells, Column, Shown, failures
+from .shown import Cells, Column, Shown, busy_note, failures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,6 +61,7 @@ def show(artefact: Artefact, found: Findings) -> Shown:
     notes = [
         *failures(artefact.rows, found),
         f"{size.n_decode} tokens decoded; {runs}; MB = 1e6 bytes of resident memory (on a GPU: the host's alone).",
+        *busy_note(found),
     ]
     return Shown(artefact, COLUMNS, rows, _draw(artefact, rows) if rows else None, notes=notes)
 

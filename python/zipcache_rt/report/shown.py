@@ -17,6 +17,7 @@ from .plan import Artefact, Claim, Row
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+UNDISTURBED = 0.7  # of the threads' time: what runs get at least on a machine that does nothing else
 Cells = dict[str, Any]  # Column.key -> value; None: not measured
 
 
@@ -83,6 +84,15 @@ def status(row: Row, found: Findings, measured: bool) -> str:
 def failures(rows: Sequence[Row], found: Findings) -> list[str]:
     failed = [row for row in rows if row.policy in found.failures]
     return [f"{row.name} ({row.policy}) failed: {found.failures[row.policy]}" for row in failed]
+
+
+def busy_note(found: Findings) -> list[str]:
+    """Where other work took the processors from what was timed."""
+    shares = [speed.cpu_share for speed in found.speed.values()]
+    if found.subject.info.device != "cpu" or not shares or min(shares) >= UNDISTURBED:
+        return []
+    got = f"runs got {min(shares):.0%} to {max(shares):.0%} of their threads' time"
+    return [f"The machine was busy with other work ({got}): times say little."]
 
 
 def verdicts(artefact: Artefact, fidelity: Mapping[str, Result]) -> list[Verdict]:

@@ -34,6 +34,7 @@ LINES_COLUMNS = (
     Column("lines_same_reply", "lines: reply as f16", ".1%"),
 )
 STATUS = Column("status", "")
+INTERVAL = "#22272e"  # on bars
 COSTS = "Bits and ratio: all-in, of compressed tokens; with window: of everything that the cache holds."
 
 
@@ -46,15 +47,28 @@ class Panel:
     form: str
     scale: float = 1
     log: bool = False
-    error: str | None = None  # key of the half-width of its interval
+    interval: tuple[str, str] | None = None  # keys of its ends, of 95 % confidence
 
 
 PANELS = (
-    Panel("kl_mean_nats", "KL(f16 || cache), nats\nless is better", ".3g", log=True, error="kl_ci95_nats"),
+    Panel(
+        "kl_mean_nats",
+        "KL(f16 || cache), nats\nless is better",
+        ".3g",
+        log=True,
+        interval=("kl_low_nats", "kl_high_nats"),
+    ),
     Panel("same_top", "same top token as f16, %\nmore is better", ".1f", scale=100),
-    Panel("ratio", "compression ratio\nmore is better", ".2f"),
+    Panel("ratio", "ratio of compressed tokens\nmore is better", ".2f"),
 )
-LINES_PANEL = Panel("lines_accuracy", "line retrieval, % right\nmore is better", ".0f", scale=100)
+LINES_PANEL = Panel(
+    "lines_accuracy",
+    "line retrieval, % right\nmore is better",
+    ".0f",
+    scale=100,
+    interval=("lines_low", "lines_high"),
+)
+NEAR = 10  # times the floor: how far a figure may lie above it for the floor to be in the picture
 
 
 def show(artefact: Artefact, found: Findings) -> Shown:
@@ -80,6 +94,8 @@ def _cells(row: Row, found: Findings) -> Cells:
             "all_ratio": result.kv.ratio,
             "kl_mean_nats": result.figures.kl_mean,
             "kl_ci95_nats": result.figures.kl_ci95,
+            "kl_low_nats": result.figures.kl_mean - result.figures.kl_ci95,
+            "kl_high_nats": result.figures.kl_mean + result.figures.kl_ci95,
             "same_top": result.figures.same_top,
             "perplexity_ratio": result.figures.perplexity_ratio,
         }
@@ -101,6 +117,8 @@ def _draw(artefact: Artefact, found: Findings, rows: Sequence[Cells], panels: Se
     all_axes = figure.subplots(1, len(panels), sharey=True)
     control = found.fidelity.get(CONTROL)
     floor = control.figures.kl_mean if control else 0
+    # far below all figures it would squeeze them into a corner
+    floor = floor if any(0 < (cells["kl_mean_nats"] or 0) <= NEAR * floor for cells in rows) else 0
     for axes, panel in zip(all_axes, panels, strict=True):
         plotting.quiet(axes)
         axes.grid(False, axis="y")
@@ -139,21 +157,23 @@ def _limits(axes: Axes, panel: Panel, known: Sequence[float], floor: float) -> N
 
 
 def _mark(axes: Axes, panel: Panel, row: Row, cells: Cells, at: tuple[float | None, int]) -> None:
-    """A bar, or on a logarithmic axis, which has no beginning, a point; and its figure."""
+    """A bar, or on a logarithmic axis, which has no beginning, a point; its interval and its figure."""
     value, y = at
     if value is None or (panel.log and value <= 0):
         failed = str(cells["status"]).startswith("failed")
         _note(axes, y, "0" if value is not None else "failed" if failed and panel is PANELS[0] else "-")
         return
-    half = cells[panel.error] if panel.error else 0
+    low, high = (cells[key] * panel.scale for key in panel.interval) if panel.interval else (value, value)
+    error = [[min(value - low, 0.9 * value) if panel.log else value - low], [high - value]]
     if panel.log:
-        error = [[min(half, 0.9 * value)], [half]]
         axes.errorbar(value, y, xerr=error, fmt="o", color=row.colour, markersize=8, elinewidth=1.6, capsize=3)
     else:
         axes.barh(y, value, height=0.62, color=row.colour)
+        if panel.interval:
+            axes.errorbar(value, y, xerr=error, fmt="none", ecolor=INTERVAL, elinewidth=1.2, capsize=3)
     axes.annotate(
         format(value, panel.form),
-        (value + half, y),
+        (high, y),
         xytext=(7 if panel.log else 4, 0),
         textcoords="offset points",
         va="center",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class Speed:
     end: int  # after the work, its scratch freed
     kv_bytes: int  # the cache, as it says of itself: on a GPU the memory above is the host's alone
     kv_bits: float
+    cpu_share: float = 1.0  # of its threads' time that the host's processors gave to the work; 1 where it was not told
 
 
 def measure(spec: Spec) -> Speed:
@@ -50,10 +52,12 @@ def measure(spec: Spec) -> Speed:
         session.prefill(ids[:WARM_UP])
         session.decode(ids[0])
     loaded = resident_bytes()
+    began, worked = time.perf_counter(), time.process_time()
     with model.session(n_ctx=len(ids), kv=kv) as session:
         session.prefill(ids[: spec.context])
         for token in ids[spec.context :]:
             session.decode(token)
+        elapsed, worked = time.perf_counter() - began, time.process_time() - worked
         stats, cache = session.stats, session.kv_stats()
         return Speed(
             prefill_seconds=stats.prefill_seconds,
@@ -63,6 +67,7 @@ def measure(spec: Spec) -> Speed:
             end=resident_bytes(),
             kv_bytes=cache.bytes,
             kv_bits=cache.bits,
+            cpu_share=worked / (elapsed * model.info.threads),
         )
 
 
