@@ -26,7 +26,7 @@ from .session import Session
 from .teacher_forced import Given, log_probs
 from .work import Work
 
-__all__ = ["Figures", "Report", "Result", "Run", "Text", "measure", "read"]
+__all__ = ["Figures", "Report", "Result", "Run", "Text", "compare", "measure", "read"]
 
 F16 = KvOptions(policy="f16")
 IN_MEMORY = 2**30  # bytes of reference log-probabilities; more go to a temporary file
@@ -103,17 +103,18 @@ def _runs(model: Model, sides: Sequence[_Side], job: _Job) -> list[Run]:
                     for i, row in enumerate(rows):
                         expected[i] = row
                     rows = iter(expected)
-                runs.append(_compare(rows, expected, job, session))
+                runs.append(compare(rows, expected, job.given, session))
         return runs
 
 
-def _compare(rows: Iterator[NDArray[np.float32]], expected: NDArray[np.float32], job: _Job, session: Session) -> Run:
+def compare(rows: Iterator[NDArray[np.float32]], expected: NDArray[np.float32], given: Given, session: Session) -> Run:
+    """What log_probs() tells of a text beside what was expected, [n_continue, n_vocab]; the session's cache then."""
     n = len(expected)
     kl, same_top, logprobs = np.empty(n), np.empty(n, np.bool_), np.empty(n)
     for i, row in enumerate(rows):
         kl[i] = _divergence(expected[i], row)
         same_top[i] = row.argmax() == expected[i].argmax()
-        logprobs[i] = row[job.given.tokens[job.given.context + i]]
+        logprobs[i] = row[given.tokens[given.context + i]]
     return Run(kl, same_top, logprobs, session.kv_stats())
 
 

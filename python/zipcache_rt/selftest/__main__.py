@@ -1,0 +1,167 @@
+"""Tests a device and writes one report to send back: its operators beside portable kernels, a whole model beside the CPU, and
+how fast it is. `python -m zipcache_rt.selftest [MODEL] --device cpu|cuda|cuda:N|metal|auto [--quick]`. Ends with PASSED or
+FAILED, and the exit code says the same."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from .. import _core, checks, cli, random_gguf
+from .._core import FileError
+from ..fidelity_report import versions
+from ..model import Model
+from ..whole_file import replacing
+from . import ops, speed, whole_model
+from .part import Part, guarded
+from .whole_model import Size
+
+FORMAT = 1  # of the report
+RANDOM = random_gguf.Shape(layers=4, embd=512, heads=8, kv_heads=4, head_dim=64, ff=1024, vocab=4096, ctx=8192)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m zipcache_rt.selftest", description=__doc__)
+    parser.add_argument(
+        "model",
+        nargs="?",
+        type=Path,
+        help="a GGUF file; left out: the demo package's model, or else a small random one",
+    )
+    cli.add_device_option(parser)
+    parser.add_argument("--threads", type=int, help="threads to compute with (default: one a core)")
+    parser.add_argument("--cases", type=int, help="random layers for the operators (default: 300)")
+    parser.add_argument("--seed", type=int, help="of the random layers, to repeat a run (default: a new one)")
+    parser.add_argument("--depths", help="tokens before the decoding that is timed (default: 100,1000,4000)")
+    parser.add_argument("--quick", action="store_true", help="few cases, short texts, one depth: seconds, not minutes")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the report (default: selftest-DEVICE-DATE.json in this folder)"
+    )
+    args = parser.parse_args(arguments)
+    default = (0, "100") if args.quick else (300, "100,1000,4000")
+    args.cases = checks.integer(default[0] if args.cases is None else args.cases, "--cases", 0, 10**6, "0 or more")
+    args.seed = checks.integer(
+        secrets.randbits(32) if args.seed is None else args.seed, "--seed", 0, 2**64, "0 or more"
+    )
+    args.depths = _depths(args.depths or default[1])
+    args.size = Size(200, 24) if args.quick else Size(1000, 100)
+    args.n_decode = 8 if args.quick else 100
+    return args
+
+
+def _depths(text: str) -> list[int]:
+    words = text.split(",")
+    if not all(word.isdecimal() and 0 < int(word) < 2**31 for word in words):
+        raise _core.ArgumentError(f"--depths is {text!r}; accepted: numbers of tokens above 0, separated by commas")
+    return [int(word) for word in words]
+
+
+def find_model(given: Path | None, folder: Path) -> Path:
+    """The model to test with; a random one is written into the folder. Raises FileError, and ArgumentError that says
+    what is missing for that one."""
+    if given:
+        return given
+    try:
+        return cli.demo_model()
+    except FileError:
+        path = folder / "random.gguf"
+        random_gguf.write(path, RANDOM)
+        return path
+
+
+def with_model(args: argparse.Namespace, path: Path, device: str) -> Part:
+    with ExitStack() as stack:
+        cpu = stack.enter_context(Model(path, device="cpu", threads=args.threads, repack=False))
+        other = stack.enter_context(Model(path, device=device, threads=args.threads))
+        with cli.progress_bar("A whole model", eta=True) as progress:
+            return whole_model.test(cpu, other, args.size, progress)
+
+
+def at_speed(args: argparse.Namespace, path: Path, device: str) -> Part:
+    with Model(path, device="cpu", threads=args.threads, repack=False) as model:
+        info = model.info
+    depths = [depth for depth in args.depths if depth + args.n_decode <= info.n_ctx_train]
+    with cli.progress_bar("Speed", eta=True) as progress:
+        return speed.test(path, device, info.threads, depths, args.n_decode, progress)
+
+
+def operators(args: argparse.Namespace, device: str) -> Part:
+    with cli.progress_bar("Operators", eta=True) as progress:
+        return ops.test(device, args.cases, args.seed, progress)
+
+
+def show(console: Console, part: Part) -> None:
+    for table in part.tables:
+        console.print(table)
+    for line in part.notes:
+        console.print(Text(line, style="dim"))
+    for failure in part.failures:
+        console.print(Text(cli.harmless(f"FAILED: {part.name}: {failure.name}: {failure.detail}"), style="red"))
+
+
+def test(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """The report, but for its text. Raises ArgumentError for a device that is not there."""
+    began = time.time()
+    device = _core.find_device(args.device)
+    name, build = device["name"], _core.ggml_build()
+    memory = f"{device['free'] / 2**30:.1f} of {device['total'] / 2**30:.1f} GiB free"
+    console.print(Text(f"{cli.machine()}; kernels {build['kernels']}; ggml {build['version']} ({build['source']})"))
+    console.print(Text(f"{name}: {device['description']}, {memory}"))
+    parts = [guarded("operators", lambda: operators(args, name))]
+    show(console, parts[-1])
+    with tempfile.TemporaryDirectory(prefix="zipcache-", ignore_cleanup_errors=True) as folder:
+        path = find_model(args.model, Path(folder))
+        for title, work in (("whole model", with_model), ("speed", at_speed)):
+            parts.append(guarded(title, lambda: work(args, path, name)))  # noqa: B023
+            show(console, parts[-1])
+    return {
+        "format": FORMAT,
+        "date": datetime.fromtimestamp(began, timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - began, 1),
+        "arguments": sys.argv[1:],
+        "machine": cli.machine(),
+        "device": device,
+        "versions": versions(),
+        "n_checks": sum(len(part.checks) for part in parts),
+        "n_failed": sum(len(part.failures) for part in parts),
+        "parts": {part.name: part.as_dict() for part in parts},
+    }
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    with replacing(path) as part:
+        part.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+
+
+def main() -> int:
+    args = parse()
+    cli.check_folder(args.out)
+    console = cli.console()
+    console.record = True
+    report = test(args, console)
+    out = args.out or Path(f"selftest-{report['device']['name'].replace(':', '')}-{report['date'][:10]}.json")
+    passed = report["n_failed"] == 0
+    verdict = (
+        f"PASSED: {report['n_checks']} checks"
+        if passed
+        else (f"FAILED: {report['n_failed']} of {report['n_checks']} checks")
+    )
+    write(out, report | {"passed": passed, "text": [*console.export_text().splitlines(), verdict]})
+    console.print(Text(f"The report is {out}: please attach it to an issue of the project, passed or failed."))
+    console.print(verdict)
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    cli.run(main)
