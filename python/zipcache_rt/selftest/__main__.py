@@ -1,16 +1,18 @@
-"""Tests a device and writes one report to send back: its operators beside portable kernels, a whole model beside the CPU, and
-how fast it is. `python -m zipcache_rt.selftest [MODEL] --device cpu|cuda|cuda:N|metal|auto [--quick]`. Ends with PASSED or
-FAILED, and the exit code says the same."""
+"""Tests a device and writes one report to send back: its operators and a whole model beside portable CPU kernels, and how
+fast it is. `python -m zipcache_rt.selftest [MODEL] --device cpu|cuda|cuda:N|metal|auto [--quick]`
+
+The last line says PASSED or FAILED, and the exit code says the same. Nothing is sent anywhere."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import secrets
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,26 @@ from .. import _core, checks, cli, random_gguf
 from .._core import FileError
 from ..fidelity_report import versions
 from ..model import Model
+from ..options import KvOptions
 from ..whole_file import replacing
 from . import ops, speed, whole_model
 from .part import Part, guarded
-from .whole_model import Size
 
 FORMAT = 1  # of the report
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done of each part."""
+
+    ops: ops.Size
+    model: whole_model.Size
+    speed: speed.Size
+
+
+QUICK = Size(ops.Size(0, 320), whole_model.Size(("f16", "auto"), 170, 12), speed.Size(("f16", "auto"), [100], 8))
+EACH = ("f16", "zipcache", "auto")
+FULL = Size(ops.Size(300, 640), whole_model.Size(EACH, 1000, 100), speed.Size(EACH, [100, 1000, 4000], 100))
 RANDOM = random_gguf.Shape(layers=4, embd=512, heads=8, kv_heads=4, head_dim=64, ff=1024, vocab=4096, ctx=8192)
 
 
@@ -49,15 +65,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--out", type=Path, metavar="FILE", help="the report (default: selftest-DEVICE-DATE.json in this folder)"
     )
     args = parser.parse_args(arguments)
-    default = (0, "100") if args.quick else (300, "100,1000,4000")
-    args.cases = checks.integer(default[0] if args.cases is None else args.cases, "--cases", 0, 10**6, "0 or more")
-    args.seed = checks.integer(
-        secrets.randbits(32) if args.seed is None else args.seed, "--seed", 0, 2**64, "0 or more"
-    )
-    args.depths = _depths(args.depths or default[1])
-    args.size = Size(200, 24) if args.quick else Size(1000, 100)
-    args.n_decode = 8 if args.quick else 100
+    seed = secrets.randbits(32) if args.seed is None else args.seed
+    args.seed = checks.integer(seed, "--seed", 0, 2**64, "0 or more")
+    args.size = _size(args)
     return args
+
+
+def _size(args: argparse.Namespace) -> Size:
+    own = QUICK if args.quick else FULL
+    n_cases = own.ops.n_cases if args.cases is None else checks.integer(args.cases, "--cases", 0, 10**6, "0 or more")
+    depths = own.speed.depths if args.depths is None else _depths(args.depths)
+    return Size(replace(own.ops, n_cases=n_cases), own.model, replace(own.speed, depths=depths))
 
 
 def _depths(text: str) -> list[int]:
@@ -81,24 +99,23 @@ def find_model(given: Path | None, folder: Path) -> Path:
 
 
 def with_model(args: argparse.Namespace, path: Path, device: str) -> Part:
-    with ExitStack() as stack:
-        cpu = stack.enter_context(Model(path, device="cpu", threads=args.threads, repack=False))
-        other = stack.enter_context(Model(path, device=device, threads=args.threads))
-        with cli.progress_bar("A whole model", eta=True) as progress:
-            return whole_model.test(cpu, other, args.size, progress)
+    with (
+        Model(path, device=device, threads=args.threads) as model,
+        cli.progress_bar("A whole model", eta=True) as progress,
+    ):
+        return whole_model.test(path, model, args.size.model, progress)
 
 
 def at_speed(args: argparse.Namespace, path: Path, device: str) -> Part:
-    with Model(path, device="cpu", threads=args.threads, repack=False) as model:
-        info = model.info
-    depths = [depth for depth in args.depths if depth + args.n_decode <= info.n_ctx_train]
+    n_ctx = _core.inspect(str(path), 0, True, KvOptions("f16").to_core())["plan"]["n_ctx"]
+    size, threads = args.size.speed.fitted(n_ctx), args.threads or os.cpu_count() or 1
     with cli.progress_bar("Speed", eta=True) as progress:
-        return speed.test(path, device, info.threads, depths, args.n_decode, progress)
+        return speed.test(path, device, threads, size, progress)
 
 
 def operators(args: argparse.Namespace, device: str) -> Part:
     with cli.progress_bar("Operators", eta=True) as progress:
-        return ops.test(device, args.cases, args.seed, progress)
+        return ops.test(device, args.size.ops, args.seed, progress)
 
 
 def show(console: Console, part: Part) -> None:

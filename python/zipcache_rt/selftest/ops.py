@@ -1,29 +1,27 @@
-"""The cache's operators on a device beside portable kernels: score_probes, quantize_kv, dequantize_kv, append, attend_kv.
+"""The cache's operators on a device: score_probes, quantize_kv, dequantize_kv, append_kv, attend_kv.
 
 A case is a random layer: prompts, decoding, windows that fill, tokens that are forgotten, odd lengths. What the cache
-holds is read back as rows; attention is compared with plain float64 over those, the rows with what the portable kernels
-(ZIPCACHE_CPU=ref) hold, in a process of their own.
+holds is read back as rows: attention is compared with plain float64 over those, the rows with what the portable kernels
+made of the same tokens.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+import itertools
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from random import Random
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from .. import _core
-from .._core import ArgumentError
+from .._core import ArgumentError, ZipCacheError
 from ..options import KvOptions
 from . import trial
 from .part import Check, Part
+from .reference import portable_process
 from .trial import Case, Outcome
 
 NEEDED = ("f16", "auto", "zipcache")  # every device has them
@@ -34,6 +32,11 @@ POLICIES = (
     *("zipcache,saliency=random", "zipcache,keys=tokenwise,values=tokenwise", "zipcache,high_bits=3,low_bits=1"),
     *("uniform:1", "uniform:2", "uniform:3", "uniform:8", "uniform:4,values=channelwise", "uniform:4,rotate=true"),
     *("kivi:2", "kivi:4", "q8_0", "q4_0", "q4_0,rotate=true", "mikv", "gear"),
+)
+NOTES = (
+    "attention: its largest difference from plain attention over the rows that the cache holds, by its largest number",
+    "rows that differ: the share of their elements that are not those of the portable kernels",
+    "error, bytes: by how much the rows' error exceeds that of the portable kernels', by how much the bytes differ",
 )
 SAME = 2e-3  # relative: two f16 of one number, an ulp apart
 
@@ -92,23 +95,6 @@ def _worst(values: list[float]) -> float:
     return worst if np.isfinite(worst) else np.inf
 
 
-def _portable() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C
-    os.environ["ZIPCACHE_CPU"] = "ref"
-
-
-def _kernels() -> str:
-    return str(_core.ggml_build()["kernels"])
-
-
-@contextmanager
-def portable_process() -> Iterator[ProcessPoolExecutor]:
-    """A process whose CPU kernels are the portable ones: a process chooses once."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _portable) as executor:
-        assert executor.submit(_kernels).result() == "ref"
-        yield executor
-
-
 def refused(device: str) -> dict[str, str]:
     """Policies that the device does not have, and why."""
     why = {}
@@ -121,53 +107,53 @@ def refused(device: str) -> dict[str, str]:
     return why
 
 
-def test(device: str, n_cases: int, seed: int, progress: Callable[[float], None]) -> Part:
-    """n_cases: of all policies together, but at least one of each."""
+@dataclass(frozen=True)
+class Size:
+    n_cases: int  # of all policies together, but at least one of each
+    longest: int  # tokens of a prompt
+
+
+def test(device: str, size: Size, seed: int, progress: Callable[[float], None]) -> Part:
     without = refused(device)
-    checks = [Check(f"{policy} runs there", policy not in without, without.get(policy, "")) for policy in NEEDED]
     policies = [policy for policy in POLICIES if policy not in without]
     random = Random(seed)
-    cases = (
-        [Case.draw(policies[i % len(policies)], random) for i in range(max(n_cases, len(policies)))] if policies else []
-    )
-    found: dict[str, list[Found]] = {policy: [] for policy in policies}
+    drawn = itertools.cycle(policies)
+    n_cases = max(size.n_cases, len(policies))
+    cases = [Case.draw(policy, random, size.longest) for policy in itertools.islice(drawn, n_cases)]
+    checks = [Check(f"{policy} runs there", policy not in without, without.get(policy, "")) for policy in NEEDED]
+    found: dict[str, list[Found]] = {}
     with portable_process() as executor:
         for i, case in enumerate(cases):
             expected = executor.submit(trial.run, case, "cpu")
             try:
                 made = compare(case, trial.run(case, device), expected.result())
-            except _core.ZipCacheError as error:
+            except ZipCacheError as error:
                 checks.append(Check(f"case {i}", False, f"{type(error).__name__}: {error}; {case}"))
-                continue
-            found[case.policy].append(made)
-            checks.append(Check(f"case {i}", made.within(bounds_of(case.policy, device)), f"{made}; {case}"))
+            else:
+                found.setdefault(case.policy, []).append(made)
+                checks.append(Check(f"case {i}", made.within(bounds_of(case.policy, device)), f"{made}; {case}"))
             progress((i + 1) / len(cases))
-    worst = {
-        policy: Found(*np.max([list(asdict(one).values()) for one in made], 0))
+    rows = [
+        {"policy": policy, "cases": len(made), "worst": _worst_of(made), "bounds": asdict(bounds_of(policy, device))}
         for policy, made in found.items()
-        if made
-    }
-    rows = {
-        policy: {"cases": len(found[policy]), "worst": asdict(made), "bounds": asdict(bounds_of(policy, device))}
-        for policy, made in worst.items()
-    }
-    facts = {"seed": seed, "policies": rows, "refused": without}
-    notes = [f"{policy} is not there: {why}" for policy, why in without.items()]
-    return Part("operators", checks, facts, [_table(worst, found, device, seed)], notes)
+    ]
+    notes = [*NOTES, *(f"{policy} is not there: {why}" for policy, why in without.items())]
+    table = _table(rows, f"Operators on {device}, seed {seed}")
+    return Part("operators", checks, {"seed": seed, "policies": rows, "refused": without}, [table], notes)
 
 
-def _table(worst: dict[str, Found], found: dict[str, list[Found]], device: str, seed: int) -> Table:
-    table = Table(
-        title=f"Operators on {device}: the worst of each policy's cases, and its bound (seed {seed})",
-        caption="attention: largest difference from plain attention over the cache's own rows, relative; "
-        "other rows: share of their elements that\nare not the portable kernels'; "
-        "error: by how much the rows' error exceeds theirs; bytes: by how much they differ",
-    )
-    table.add_column("policy", no_wrap=True)
-    for head in ("cases", "attention", "other rows", "error", "bytes"):
+def _worst_of(found: list[Found]) -> dict[str, float]:
+    return {name: max(asdict(one)[name] for one in found) for name in asdict(found[0])}
+
+
+def _table(rows: list[dict[str, Any]], title: str) -> Table:
+    table = Table(title=title)
+    table.add_column("worst / bound", no_wrap=True)
+    for head in ("cases", "attention", "rows that differ", "error", "bytes"):
         table.add_column(head, justify="right", no_wrap=True)
-    for policy, made in worst.items():
-        pairs = zip(asdict(made).values(), asdict(bounds_of(policy, device)).values(), strict=True)
-        style = "" if made.within(bounds_of(policy, device)) else "red"
-        table.add_row(policy, str(len(found[policy])), *(f"{x:.2g} / {bound:g}" for x, bound in pairs), style=style)
+    for row in rows:
+        bounds = row["bounds"]
+        right = Found(**row["worst"]).within(Bounds(**bounds))
+        pairs = (f"{value:.2g} / {bounds[name]:g}" for name, value in row["worst"].items())
+        table.add_row(row["policy"], str(row["cases"]), *pairs, style="" if right else "red")
     return table

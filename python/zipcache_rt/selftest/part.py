@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.table import Table
@@ -26,6 +27,7 @@ class Part:
     facts: dict[str, Any] = field(default_factory=dict)  # ready for JSON
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # lines below the tables
+    seconds: float = 0.0
 
     @property
     def failures(self) -> list[Check]:
@@ -33,13 +35,15 @@ class Part:
 
     def as_dict(self) -> dict[str, Any]:
         failed = [{"name": check.name, "detail": check.detail} for check in self.failures]
-        return {"checks": len(self.checks), "failed": failed, **self.facts}
+        return {"seconds": round(self.seconds, 1), "checks": len(self.checks), "failed": failed, **self.facts}
 
 
 def guarded(name: str, work: Callable[[], Part]) -> Part:
     """The part, or one failed check that says what ended it: the other parts are of use all the same."""
+    began = time.perf_counter()
     try:
-        return work()
+        part = work()
     except Exception as error:
         told = traceback.format_exc()
-        return Part(name, [Check(name, False, f"{type(error).__name__}: {error}")], {"traceback": told.splitlines()})
+        part = Part(name, [Check(name, False, f"{type(error).__name__}: {error}")], {"traceback": told.splitlines()})
+    return replace(part, seconds=time.perf_counter() - began)

@@ -31,9 +31,10 @@ class Case:
     seed: int  # of the rows
 
     @classmethod
-    def draw(cls, policy: str, random: Random) -> Case:
+    def draw(cls, policy: str, random: Random, longest: int) -> Case:
+        """longest: tokens of a prompt."""
         dims = [dim for dim in HEAD_DIMS if dim % 32 == 0 or not policy.startswith(IN_BLOCKS)]
-        turns = [(random.randint(1, 640), random.randint(1, 160)) for _ in range(random.randint(1, 2))]
+        turns = [(random.randint(1, longest), random.randint(1, 160)) for _ in range(random.randint(1, 2))]
         sliding = random.choice((0, 0, 0, random.randint(1, 300)))
         return cls(
             policy,
