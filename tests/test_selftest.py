@@ -65,6 +65,14 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1 and "device is 'cuda:99'; accepted: auto, cpu" in done.stderr
 
 
+def test_a_file_that_is_no_model_is_told_before_the_work(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"nothing")
+    done = run(str(bad), "--device", "cpu", "--out", str(tmp_path / "report.json"))
+    assert done.returncode == 1 and list(tmp_path.iterdir()) == [bad]
+    assert len(done.stderr.splitlines()) == 1 and "not a GGUF file" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -72,6 +80,7 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         (["--depths", "0"], "--depths is '0'; accepted"),
         (["--cases", "-1"], "--cases is -1; accepted: 0 or more"),
         (["--seed", "-1"], "--seed is -1; accepted: 0 or more"),
+        (["--threads", "0"], "--threads is 0; accepted: 1 to 512"),
     ],
 )
 def test_bad_arguments(arguments: list[str], message: str) -> None:
@@ -227,6 +236,13 @@ def test_a_random_model_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert path.parent == tmp_path and Model(path, device="cpu").info.n_layers == command.RANDOM.layers
     assert command.find_model(Path("given"), tmp_path) == Path("given")
 
+    def no_writer() -> None:
+        raise ArgumentError("it needs gguf")
+
+    monkeypatch.setattr(command.random_gguf, "need_gguf", no_writer)
+    with pytest.raises(_core.FileError, match="none; a random one could stand in, but it needs gguf"):
+        command.find_model(None, tmp_path)
+
 
 def kv_trial(**changes: Any) -> _core.KvTrial:
     norms = np.ones((6, 64), np.float32)
@@ -261,3 +277,6 @@ def test_a_trial_takes_only_tokens_of_its_shape() -> None:
                 call(k, k, q.astype(np.float32))
     assert made.decode(rows, rows, np.zeros((5, 6, 64), np.float32)).shape == (5, 6, 64)
     assert made.rows()[0].shape == rows.shape
+    for n_tokens in (-1, 6):
+        with pytest.raises(ArgumentError, match=f"keep {n_tokens} tokens; accepted: 0 to the 5 that it has"):
+            made.truncate(n_tokens)

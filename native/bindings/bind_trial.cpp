@@ -60,7 +60,14 @@ class Trial {
 
     const HParams & shape() const { return h_; }
     KvStats stats() const { return cache_.stats(); }
-    void truncate(int64_t n_tokens) { cache_.truncate(n_tokens); }
+
+    void truncate(int64_t n_tokens) {
+        if (n_tokens < 0 || n_tokens > cache_.size()) {
+            throw ArgumentError("KvTrial is to keep " + std::to_string(n_tokens) + " tokens; accepted: 0 to the " +
+                                std::to_string(cache_.size()) + " that it has");
+        }
+        cache_.truncate(n_tokens);
+    }
 
     void check_room(int64_t n) const {
         if (n < 1 || n > kMost - cache_.size()) {

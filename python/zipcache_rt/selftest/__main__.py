@@ -1,5 +1,5 @@
-"""Tests a device and writes one report to send back: its operators and a whole model beside portable CPU kernels, and how
-fast it is. `python -m zipcache_rt.selftest [MODEL] --device cpu|cuda|cuda:N|metal|auto [--quick]`
+"""Tests a device and writes one report to send back: its operators and a whole model beside portable CPU kernels, then
+its speed. `python -m zipcache_rt.selftest [MODEL] --device cpu|cuda|cuda:N|metal|auto [--quick]`
 
 The last line says PASSED or FAILED, and the exit code says the same. Nothing is sent anywhere."""
 
@@ -12,6 +12,7 @@ import secrets
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.text import Text
 
 from .. import _core, checks, cli, random_gguf
-from .._core import FileError
+from .._core import ArgumentError, FileError
 from ..fidelity_report import versions
 from ..model import Model
 from ..options import KvOptions
@@ -67,6 +68,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     seed = secrets.randbits(32) if args.seed is None else args.seed
     args.seed = checks.integer(seed, "--seed", 0, 2**64, "0 or more")
+    if args.threads is not None:
+        checks.integer(args.threads, "--threads", 1, 512, "1 to 512")
     args.size = _size(args)
     return args
 
@@ -81,20 +84,22 @@ def _size(args: argparse.Namespace) -> Size:
 def _depths(text: str) -> list[int]:
     words = text.split(",")
     if not all(word.isdecimal() and 0 < int(word) < 2**31 for word in words):
-        raise _core.ArgumentError(f"--depths is {text!r}; accepted: numbers of tokens above 0, separated by commas")
+        raise ArgumentError(f"--depths is {text!r}; accepted: numbers of tokens above 0, separated by commas")
     return [int(word) for word in words]
 
 
 def find_model(given: Path | None, folder: Path) -> Path:
-    """The model to test with; a random one is written into the folder. Raises FileError, and ArgumentError that says
-    what is missing for that one."""
+    """The model to test with; a random one is written into the folder. Raises FileError that says how to get one."""
     if given:
         return given
     try:
         return cli.demo_model()
-    except FileError:
+    except FileError as none:
         path = folder / "random.gguf"
-        random_gguf.write(path, RANDOM)
+        try:
+            random_gguf.write(path, RANDOM)
+        except ArgumentError as error:
+            raise FileError(f"{none}; a random one could stand in, but {error}") from None
         return path
 
 
@@ -106,8 +111,7 @@ def with_model(args: argparse.Namespace, path: Path, device: str) -> Part:
         return whole_model.test(path, model, args.size.model, progress)
 
 
-def at_speed(args: argparse.Namespace, path: Path, device: str) -> Part:
-    n_ctx = _core.inspect(str(path), 0, True, KvOptions("f16").to_core())["plan"]["n_ctx"]
+def at_speed(args: argparse.Namespace, path: Path, device: str, n_ctx: int) -> Part:
     size, threads = args.size.speed.fitted(n_ctx), args.threads or os.cpu_count() or 1
     with cli.progress_bar("Speed", eta=True) as progress:
         return speed.test(path, device, threads, size, progress)
@@ -128,19 +132,25 @@ def show(console: Console, part: Part) -> None:
 
 
 def test(args: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """The report, but for its text. Raises ArgumentError for a device that is not there."""
+    """The report, but for its text. Raises ArgumentError for a device that is not there, FileError and ModelError for a
+    model that cannot be read."""
     began = time.time()
     device = _core.find_device(args.device)
     name, build = device["name"], _core.ggml_build()
     memory = f"{device['free'] / 2**30:.1f} of {device['total'] / 2**30:.1f} GiB free"
     console.print(Text(f"{cli.machine()}; kernels {build['kernels']}; ggml {build['version']} ({build['source']})"))
     console.print(Text(f"{name}: {device['description']}, {memory}"))
-    parts = [guarded("operators", lambda: operators(args, name))]
-    show(console, parts[-1])
     with tempfile.TemporaryDirectory(prefix="zipcache-", ignore_cleanup_errors=True) as folder:
         path = find_model(args.model, Path(folder))
-        for title, work in (("whole model", with_model), ("speed", at_speed)):
-            parts.append(guarded(title, lambda: work(args, path, name)))  # noqa: B023
+        n_ctx = _core.inspect(str(path), 0, True, KvOptions("f16").to_core())["plan"]["n_ctx"]
+        works: dict[str, Callable[[], Part]] = {
+            "operators": lambda: operators(args, name),
+            "whole model": lambda: with_model(args, path, name),
+            "speed": lambda: at_speed(args, path, name, n_ctx),
+        }
+        parts = []
+        for title, work in works.items():
+            parts.append(guarded(title, work))
             show(console, parts[-1])
     return {
         "format": FORMAT,
@@ -165,7 +175,7 @@ def main() -> int:
     args = parse()
     cli.check_folder(args.out)
     console = cli.console()
-    console.record = True
+    console.record, console.width = True, max(console.width, 120)  # tables are to be whole in the report
     report = test(args, console)
     out = args.out or Path(f"selftest-{report['device']['name'].replace(':', '')}-{report['date'][:10]}.json")
     passed = report["n_failed"] == 0

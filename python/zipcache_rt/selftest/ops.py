@@ -138,7 +138,7 @@ def test(device: str, size: Size, seed: int, progress: Callable[[float], None]) 
         for policy, made in found.items()
     ]
     notes = [*NOTES, *(f"{policy} is not there: {why}" for policy, why in without.items())]
-    table = _table(rows, f"Operators on {device}, seed {seed}")
+    table = _table(rows, f"Operators on {device}: worst / bound (seed {seed})")
     return Part("operators", checks, {"seed": seed, "policies": rows, "refused": without}, [table], notes)
 
 
@@ -148,7 +148,7 @@ def _worst_of(found: list[Found]) -> dict[str, float]:
 
 def _table(rows: list[dict[str, Any]], title: str) -> Table:
     table = Table(title=title)
-    table.add_column("worst / bound", no_wrap=True)
+    table.add_column("policy", no_wrap=True)
     for head in ("cases", "attention", "rows that differ", "error", "bytes"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:

@@ -157,7 +157,7 @@ def _notes(facts: dict[str, Any]) -> list[str]:
     return [
         f"{model['name'] or model['architecture']} ({model['quantization']}): {facts['context']:,} tokens of text and "
         f"{facts['n_continue']} that the CPU says after them with f16",
-        f"KL(cpu || device) of the next token's distribution, nats; bound: {LEAST:g} + {OF_CONTROL:g} x that of f16 with "
+        f"KL(cpu || device) of the next token's distribution, nats; bound: {LEAST:g} + {OF_CONTROL:g} x that of f16, "
         f"its sums in another order ({noise}) + {OF_POLICY:g} x that of the policy to f16, both on the CPU",
         "equal: best tokens until the first that is another; gap: between the CPU's two best logits there",
     ]
