@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from .. import fidelity
-from ..fidelity_report import Figures, small
+from ..fidelity_report import Figures, Run, small
 from ..model import Model
 from ..options import KvOptions
 from ..report.texts import reference_ids
@@ -50,7 +50,8 @@ class Scored:
     @property
     def best(self) -> NDArray[np.int64]:
         """[n_continue]"""
-        return self.log_probs.argmax(-1)
+        best: NDArray[np.int64] = self.log_probs.argmax(-1)
+        return best
 
     def gap(self, i: int) -> float:
         """Between the two best logits."""
@@ -123,9 +124,10 @@ def test(path: Path, device: Model, size: Size, progress: Callable[[float], None
 
 
 def _figures(made: Scored, beside: Scored, given: Given) -> Figures:
-    expected = beside.log_probs
-    run, base = (fidelity.compare(one.log_probs, expected, given, lambda kv=one.kv: kv) for one in (made, beside))
-    return Figures.of([run], [base])
+    def run(one: Scored) -> Run:
+        return fidelity.compare(one.log_probs, beside.log_probs, given, lambda: one.kv)
+
+    return Figures.of([run(made)], [run(beside)])
 
 
 def _parting(cpu: Scored, device: Scored) -> dict[str, Any]:
