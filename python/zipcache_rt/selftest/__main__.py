@@ -179,11 +179,9 @@ def main() -> int:
     report = test(args, console)
     out = args.out or Path(f"selftest-{report['device']['name'].replace(':', '')}-{report['date'][:10]}.json")
     passed = report["n_failed"] == 0
-    verdict = (
-        f"PASSED: {report['n_checks']} checks"
-        if passed
-        else (f"FAILED: {report['n_failed']} of {report['n_checks']} checks")
-    )
+    verdict = f"PASSED: {report['n_checks']} checks"
+    if not passed:
+        verdict = f"FAILED: {report['n_failed']} of {report['n_checks']} checks"
     write(out, report | {"passed": passed, "text": [*console.export_text().splitlines(), verdict]})
     console.print(Text(f"The report is {out}: please attach it to an issue of the project, passed or failed."))
     console.print(verdict)

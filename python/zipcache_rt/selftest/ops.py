@@ -39,6 +39,7 @@ NOTES = (
     "error, bytes: by how much the rows' error exceeds that of the portable kernels', by how much the bytes differ",
 )
 SAME = 2e-3  # relative: two f16 of one number, an ulp apart
+WRONG = 1e9  # in the place of what is no number: JSON has no infinity
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def compare(case: Case, got: Outcome, reference: Outcome) -> Found:
         attend.append(np.abs(mine.out - expected).max() / np.abs(expected).max())
         for own, other, exact in ((mine.k, theirs.k, rows.k), (mine.v, theirs.v, rows.v)):
             if own.shape != other.shape:
-                return Found(np.inf, 1.0, np.inf, np.inf)
+                return Found(WRONG, 1.0, WRONG, WRONG)
             given = exact[:, theirs.tokens[-own.shape[1] :]].astype(np.float64)
             differ.append(1 - np.isclose(own, other, rtol=SAME, atol=SAME / 10).mean())
             rounding = 1e-3 * np.sqrt(np.mean(given**2))
@@ -92,7 +93,7 @@ def compare(case: Case, got: Outcome, reference: Outcome) -> Found:
 
 def _worst(values: list[float]) -> float:
     worst = float(np.max(values))
-    return worst if np.isfinite(worst) else np.inf
+    return worst if np.isfinite(worst) else WRONG
 
 
 def refused(device: str) -> dict[str, str]:
