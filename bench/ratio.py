@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from common import numbers_table
-from random_gguf import Shape, write
 from zipcache_rt import KvOptions, Model, cli
+from zipcache_rt.random_gguf import Shape, write
 
 N_VOCAB = 512
 

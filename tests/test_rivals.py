@@ -5,17 +5,14 @@ import os
 import pickle
 import subprocess
 import sys
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from helpers import rivals
-from zipcache_rt import KvOptions, _core
-
-Rows = dict[str, NDArray[Any]]
-Turns = list[tuple[int, int]]
+from helpers.trials import Rows, Turns, tried
 
 ONE_PROMPT = [(400, 250)]
 TURNS = [(330, 150), (60, 120)]  # a second prompt, smaller than a window
@@ -43,9 +40,8 @@ EXACT = 1e-5  # sums of some hundred 32-bit products of unit scale
 APPROXIMATED = 5e-4  # power iterations of 32 bits, and f16 factors
 WORKER = """
 import pickle, sys
-from zipcache_rt import KvOptions, _core
-jobs = pickle.load(sys.stdin.buffer)
-pickle.dump([_core.try_kv(kv=KvOptions.parse(kv).to_core(), **job)[0] for kv, job in jobs], sys.stdout.buffer)
+from helpers.trials import tried
+pickle.dump([tried(*job)[0] for job in pickle.load(sys.stdin.buffer)], sys.stdout.buffer)
 """
 
 
@@ -61,15 +57,6 @@ def rows_of(shape: tuple[int, int, int], n: int, seed: int = 0) -> Rows:
     }
 
 
-def job(rows: Rows, turns: Turns, sliding_window: int = 0) -> dict[str, Any]:
-    bits = {name: rows[name].view(np.uint16) for name in "kv"}
-    return {**bits, "q": rows["q"], "turns": turns, "sliding_window": sliding_window}
-
-
-def tried(kv: str, rows: Rows, turns: Turns, sliding_window: int = 0) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    return _core.try_kv(kv=KvOptions.parse(kv).to_core(), **job(rows, turns, sliding_window))
-
-
 def length(turns: Turns) -> int:
     return sum(map(sum, turns))
 
@@ -77,13 +64,13 @@ def length(turns: Turns) -> int:
 @pytest.fixture(scope="module")
 def by_reference() -> list[list[NDArray[np.float32]]]:
     """Every case and shape by the kernels of ZIPCACHE_CPU=ref, which a process reads once."""
-    jobs = [(kv, job(rows_of(shape, length(turns)), turns)) for kv, _, turns in CASES for shape in SHAPES]
+    jobs = [(kv, rows_of(shape, length(turns)), turns) for kv, _, turns in CASES for shape in SHAPES]
     done = subprocess.run(
         [sys.executable, "-c", WORKER],
         check=True,
         input=pickle.dumps(jobs),
         stdout=subprocess.PIPE,
-        env=os.environ | {"ZIPCACHE_CPU": "ref"},
+        env=os.environ | {"ZIPCACHE_CPU": "ref", "PYTHONPATH": str(Path(__file__).parent)},
     )
     results = pickle.loads(done.stdout)
     return [results[i : i + len(SHAPES)] for i in range(0, len(results), len(SHAPES))]

@@ -1,5 +1,6 @@
 #include "bindings/bind.h"
 #include "cuda/cuda.h"
+#include "device/devices.h"
 #include "engine/model.h"
 #include "ggml-cpu.h"
 #include "ggml-zipcache.h"
@@ -92,12 +93,22 @@ py::dict devices() {
     return py::dict("descriptions"_a = cuda.descriptions, "missing"_a = cuda.missing);
 }
 
+py::dict find_device(const std::string & name) {
+    const Executor executor(1, open_device(name));
+    const Device & device = executor.device();
+    const FreeMemory memory = device.free_memory();
+    using namespace py::literals;
+    return py::dict("name"_a = device.name(), "description"_a = device.description(), "free"_a = memory.free,
+                    "total"_a = memory.total);
+}
+
 }  // namespace
 
 void bind_inspect(py::module_ & m) {
     m.def("inspect", inspect, py::arg("path"), py::arg("n_ctx"), py::arg("repack"), py::arg("kv"));
     m.def("ggml_build", ggml_build);
     m.def("cuda_devices", devices);
+    m.def("find_device", find_device, py::arg("name"));
 }
 
 }  // namespace zipcache

@@ -56,7 +56,7 @@ struct OwnTensor {
     OwnTensor() = default;
     // Throws ContextError when memory runs out.
     OwnTensor(Device & device, ggml_type type, int64_t n_columns, int64_t n_rows = 1, int64_t n_planes = 1);
-    size_t bytes() const { return buffer ? ggml_backend_buffer_get_size(buffer.get()) : 0; }
+    size_t bytes() const { return memory.size(); }
 };
 
 // What the host tells a graph before it runs: some arrays of i32, which travel to the device together.

@@ -77,7 +77,7 @@ class KvCache {
     int64_t least_kept() const;
     KvCache clone() const;  // shares the segments
     void clear();           // forgets all tokens and frees their memory
-    size_t scratch_bytes() const { return scratch_.bytes(); }
+    size_t scratch_bytes() const { return scratch_.memory.size(); }
     void release_scratch() {
         scratch_ = Window();
         past_ = {};

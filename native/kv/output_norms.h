@@ -12,6 +12,8 @@ namespace zipcache {
 class OutputNorms {
   public:
     OutputNorms(std::shared_ptr<const GgufFile> file, int n_layers);
+    // norms [n_layers]: of() as they are, none of them empty
+    explicit OutputNorms(std::vector<std::vector<float>> norms) : norms_(std::move(norms)) {}
 
     // [n_heads * head_dim]; each > 0
     const std::vector<float> & of(int layer);

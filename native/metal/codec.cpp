@@ -80,7 +80,7 @@ void MetalCodec::quantize(Segment & s, const Rows & rows, int64_t first, const s
     set_view(s);
 }
 
-std::shared_ptr<const Segment> MetalCodec::compress(int layer, const Rows & rows, int64_t first, int64_t n,
+std::shared_ptr<Segment> MetalCodec::compress(int layer, const Rows & rows, int64_t first, int64_t n,
                                                     const Probes & probes, std::shared_ptr<const Balance> balance,
                                                     const Parallel & parallel) const {
     const bool is_prefill = probes.size() > 0 && probes.log_sum.empty();

@@ -27,6 +27,10 @@ def ggml_build() -> dict[str, Any]:
 def cuda_devices() -> dict[str, Any]:
     """{"descriptions": of cuda:0, cuda:1, ..., "missing": why there are none, or ""}"""
 
+def find_device(name: str) -> dict[str, Any]:
+    """{"name": of the device that Model would take, but for models that it cannot run, "description", "free", "total":
+    bytes of its memory}. Raises ArgumentError for one that is not there."""
+
 def quantize(values: NDArray[np.float32], type: int, threads: int, name: str) -> NDArray[np.uint8]:
     """[n_rows, n_columns] -> [n_rows, bytes of a row] in ggml's type of that number; threads: 0 for one a core."""
 
@@ -56,20 +60,27 @@ def bench_attend_kv(
     bytes, their sum; "rounding": relative rms error of the kernel beside its reference, "quantization": of that
     reference beside attention over the rows as they were}"""
 
-def try_kv(
-    *,
-    kv: KvOptions,
-    k: NDArray[np.uint16],
-    v: NDArray[np.uint16],
-    q: NDArray[np.float32],
-    turns: list[tuple[int, int]],
-    sliding_window: int,
-) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """One layer of a cache over given rows, without a model.
+class KvTrial:
+    """One layer of a cache on a device ("cpu", "cuda", ...: as Model takes it) over given rows, without a model.
 
-    k, v: [n_kv_heads, n, head_dim] f16 as its bits. q: [n, n_heads, head_dim]. turns: how many tokens come together, as
-    a prompt, and how many one by one behind them; n in all. sliding_window: newest tokens that are seen, 0: all.
-    Returns the attention of the tokens that came one by one, [n_decoded, n_heads, head_dim], and kv_stats."""
+    norms: [n_heads, head_dim] above 0, how strongly each channel of the output is read: what the squared columns of an
+    output projection sum to. sliding_window: newest tokens that are seen, 0: all. Raises ArgumentError for a policy or
+    heads that the device does not have. Rows are f16 as their bits; n tokens are k, v [n_kv_heads, n, head_dim],
+    q [n, n_heads, head_dim]."""
+
+    def __init__(
+        self, *, kv: KvOptions, device: str, norms: NDArray[np.float32], n_kv_heads: int, sliding_window: int
+    ) -> None: ...
+    def prefill(self, k: NDArray[np.uint16], v: NDArray[np.uint16], q: NDArray[np.float32]) -> None:
+        """Appends tokens that come together, as a prompt."""
+    def decode(self, k: NDArray[np.uint16], v: NDArray[np.uint16], q: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Appends tokens one by one: the attention of each, [n, n_heads, head_dim]."""
+    def rows(self) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+        """k, v [n_kv_heads, n_rows, head_dim] that the cache holds, dequantized, oldest first. Through a sliding window
+        the newest token saw the last `sliding_window` of them, without one all."""
+    def truncate(self, n_tokens: int) -> None: ...
+    def stats(self) -> dict[str, Any]:
+        """As Session.kv_stats()."""
 
 class Model:
     def __init__(self, path: str, device: str, threads: int, repack: bool, progress: Progress | None) -> None: ...

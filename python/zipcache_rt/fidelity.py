@@ -7,7 +7,7 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,11 @@ from .fidelity_report import CONTROL, Figures, Report, Result, Run, TextFacts
 from .hashes import ids_sha256
 from .model import Model
 from .options import KvOptions
-from .session import Session
+from .session import KvStats
 from .teacher_forced import Given, log_probs
 from .work import Work
 
-__all__ = ["Figures", "Report", "Result", "Run", "Text", "measure", "read"]
+__all__ = ["Figures", "Report", "Result", "Run", "Text", "compare", "measure", "read"]
 
 F16 = KvOptions(policy="f16")
 IN_MEMORY = 2**30  # bytes of reference log-probabilities; more go to a temporary file
@@ -103,18 +103,21 @@ def _runs(model: Model, sides: Sequence[_Side], job: _Job) -> list[Run]:
                     for i, row in enumerate(rows):
                         expected[i] = row
                     rows = iter(expected)
-                runs.append(_compare(rows, expected, job, session))
+                runs.append(compare(rows, expected, job.given, session.kv_stats))
         return runs
 
 
-def _compare(rows: Iterator[NDArray[np.float32]], expected: NDArray[np.float32], job: _Job, session: Session) -> Run:
+def compare(
+    rows: Iterable[NDArray[np.float32]], expected: NDArray[np.float32], given: Given, kv: Callable[[], KvStats]
+) -> Run:
+    """What log_probs() tells of a text beside what was expected, [n_continue, n_vocab]. kv: called after the last."""
     n = len(expected)
     kl, same_top, logprobs = np.empty(n), np.empty(n, np.bool_), np.empty(n)
     for i, row in enumerate(rows):
         kl[i] = _divergence(expected[i], row)
         same_top[i] = row.argmax() == expected[i].argmax()
-        logprobs[i] = row[job.given.tokens[job.given.context + i]]
-    return Run(kl, same_top, logprobs, session.kv_stats())
+        logprobs[i] = row[given.tokens[given.context + i]]
+    return Run(kl, same_top, logprobs, kv())
 
 
 def _check(model: Model, texts: Sequence[Text], context: int, n_continue: int, n_ctx: int | None) -> int:

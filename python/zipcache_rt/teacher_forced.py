@@ -40,7 +40,7 @@ def log_probs(
     for i, logits in enumerate(_logits(session, given, told, decoded)):
         if not np.isfinite(logits).all():
             raise ModelError(f"{policy}: the logits before token {given.context + i} of {given.name} are not finite")
-        yield _log_softmax(logits)
+        yield log_softmax(logits)
 
 
 def _logits(session: Session, given: Given, told: Work, decoded: int) -> Iterator[NDArray[np.float32]]:
@@ -56,7 +56,8 @@ def _logits(session: Session, given: Given, told: Work, decoded: int) -> Iterato
         told.add(len(part))
 
 
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Natural logs of the probabilities, [n_vocab]."""
     shifted: NDArray[np.float64] = logits.astype(np.float64) - logits.max()
     shifted -= np.log(np.exp(shifted).sum())
     return shifted.astype(np.float32)

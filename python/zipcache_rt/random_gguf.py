@@ -1,17 +1,19 @@
-"""Writes a GGUF file of a given llama shape with random weights, for speed and memory at sizes that no package carries.
+"""Writes a GGUF file of a given llama shape with random weights, for speed and memory at sizes that no package carries:
+`python -m zipcache_rt.random_gguf OUT.gguf [--layers 32] [--embd 4096] ... [--type q8_0]`."""
 
-python bench/random_gguf.py OUT.gguf [--layers 32] [--embd 4096] [--heads 32] [--kv-heads 8] [--head-dim 128]
-                            [--ff 14336] [--experts 0] [--experts-used 0] [--vocab 128256] [--ctx 131072] [--type q8_0]
-"""
+from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-import gguf
 import numpy as np
+from numpy.typing import NDArray
 
-from zipcache_rt import _core
+from . import _core, cli
+from .quantize import need_gguf
+
+TYPES = ("f16", "q8_0", "q4_0", "q4_1", "q4_k", "q6_k")
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,15 @@ class Shape:
     ctx: int = 131072
 
 
-def write(path: Path, shape: Shape, kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.Q8_0) -> None:
-    """It has no tokenizer: it runs on token ids. Matrices of all layers hold the same random rows."""
+def write(path: Path, shape: Shape, type_name: str = "q8_0") -> None:
+    """It has no tokenizer: it runs on token ids. Matrices of all layers hold the same random rows.
+
+    type_name: one of TYPES. Raises ArgumentError where the package gguf is not installed.
+    """
+    need_gguf()
+    import gguf
+
+    kind = gguf.GGMLQuantizationType[type_name.upper()]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(shape.layers)
     writer.add_embedding_length(shape.embd)
@@ -48,7 +57,7 @@ def write(path: Path, shape: Shape, kind: gguf.GGMLQuantizationType = gguf.GGMLQ
         writer.add_expert_used_count(shape.experts_used)
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     random = np.random.default_rng(0)
-    made: dict[tuple[int, ...], np.ndarray] = {}
+    made: dict[tuple[int, ...], NDArray[np.uint8]] = {}
 
     def matrix(name: str, *sizes: int) -> None:
         if sizes not in made:
@@ -88,15 +97,16 @@ def write(path: Path, shape: Shape, kind: gguf.GGMLQuantizationType = gguf.GGMLQ
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m zipcache_rt.random_gguf", description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--type", default="q8_0", choices=["f16", "q8_0", "q4_0", "q4_1", "q4_k", "q6_k"])
+    parser.add_argument("--type", default="q8_0", choices=TYPES)
     for name, value in vars(Shape()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=int, default=value, help="(default: %(default)s)")
     args = parser.parse_args()
     shape = Shape(**{name: getattr(args, name) for name in vars(Shape())})
-    write(args.out, shape, gguf.GGMLQuantizationType[args.type.upper()])
+    write(args.out, shape, args.type)
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)
