@@ -182,15 +182,16 @@ ggml_zipcache_metal_address MetalDevice::address(const void * at) const {
 
 ggml_zipcache_metal_address MetalDevice::format(const ggml_zipcache_format & format) {
     const auto lock = turn();
-    for (const auto & [known, memory] : formats_) {
-        if (std::memcmp(&known, &format, sizeof format) == 0) {
-            return address(memory.as());
+    std::vector<uint8_t> bytes(ggml_zipcache_metal_format_bytes());
+    check(ggml_zipcache_metal_write_format(&format, bytes.data()), "a segment's format");
+    for (const Bytes & known : formats_) {
+        if (std::memcmp(known.as(), bytes.data(), bytes.size()) == 0) {
+            return address(known.as());
         }
     }
-    Bytes memory(*this, ggml_zipcache_metal_format_bytes());
-    check(ggml_zipcache_metal_write_format(&format, memory.as()), "a segment's format");
-    formats_.emplace_back(format, std::move(memory));
-    return address(formats_.back().second.as());
+    formats_.emplace_back(*this, bytes.size());
+    std::memcpy(formats_.back().as(), bytes.data(), bytes.size());
+    return address(formats_.back().as());
 }
 
 ggml_zipcache_metal_address MetalDevice::workspace(size_t n_bytes) {

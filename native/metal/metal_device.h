@@ -62,7 +62,7 @@ class MetalDevice : public Device {
     ggml_zipcache_metal_encoder encoder_;
     bool is_busy_ = false;
     Bytes workspace_;
-    std::vector<std::pair<ggml_zipcache_format, Bytes>> formats_;
+    std::vector<Bytes> formats_;
 };
 
 // Throws ModelError for what one of our ops has to complain about.

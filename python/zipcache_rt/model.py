@@ -57,8 +57,8 @@ class Model:
     """A GGUF model, ready to run; a context manager.
 
     path: the file. device: "cpu", "cuda" (the first GPU), "cuda:1", ..., "metal", or "auto": a GPU where there is one.
-    threads: None for one a core. progress: called with 0..1 while weights are laid out; an exception it raises stops the load.
-    repack: on the CPU, use ggml's faster weight layouts where it has one.
+    threads: None for one a core. progress: called with 0..1 while weights are laid out; an exception it raises stops
+    the load. repack: on the CPU, use ggml's faster weight layouts where it has one.
 
     Raises FileError (cannot be read, not GGUF, damaged), ModelError (cannot be run here), ArgumentError.
     """

@@ -1,7 +1,7 @@
 #pragma once
 // In the place of ggml/src/metal/kernel.h: an instance goes to the emulator's list.
-#include <metal_stdlib>
 #include <emulated.h>
+#include <metal_stdlib>
 
 namespace emulator {
 
