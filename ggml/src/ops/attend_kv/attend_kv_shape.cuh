@@ -26,7 +26,7 @@ struct Shape {
     static constexpr int kSlot = 72 * D;    // bytes of half a unit: 8-bit codes, parameters by 32 channels
     static constexpr int kWarps = D >= 256 ? 6 : D >= 128 ? 12 : 16;  // at most: as many as shared memory takes
     static constexpr int kRedStride = D + 8;                          // floats; spreads the rows over the banks
-    static constexpr int kIntegers = kRows * D * int(sizeof(float));  // bytes of queries, before them as integers
+    static constexpr int kIntegers = kRows * D * int(sizeof(float));  // offset of the queries as integers
     static constexpr int kQueries = kIntegers + kRows * D * int(sizeof(int16_t));
 
     // Shared memory of a block of so many warps: two slots each; the queries, later their sums; a record for each.
