@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PYTHON = ["python", "tests", "bench", "tools", "examples", "models"]
+PYTHON = ["python", "tests", "bench", "tools", "examples", "models", "ggml"]
 
 
 def sources() -> list[str]:

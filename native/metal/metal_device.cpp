@@ -162,7 +162,7 @@ void MetalDevice::clear(void * memory, size_t n_bytes) {
 void MetalDevice::copy(void * to, size_t to_stride, const void * from, size_t from_stride, size_t width, size_t n) {
     const auto lock = turn();
     settle();
-    for (size_t i = 0; i < n; ++i) {
+    for (size_t i = 0; width > 0 && i < n; ++i) {  // of nothing, pointers may be null
         std::memcpy(static_cast<char *>(to) + i * to_stride, static_cast<const char *>(from) + i * from_stride, width);
     }
 }
