@@ -81,8 +81,8 @@ void MetalCodec::quantize(Segment & s, const Rows & rows, int64_t first, const s
 }
 
 std::shared_ptr<Segment> MetalCodec::compress(int layer, const Rows & rows, int64_t first, int64_t n,
-                                                    const Probes & probes, std::shared_ptr<const Balance> balance,
-                                                    const Parallel & parallel) const {
+                                              const Probes & probes, std::shared_ptr<const Balance> balance,
+                                              const Parallel & parallel) const {
     const bool is_prefill = probes.size() > 0 && probes.log_sum.empty();
     auto scores = [&] {
         return is_prefill ? score(rows, first, n, probes) : score_rows(rows, first, n, probes, h_, parallel);

@@ -13,9 +13,8 @@ class MetalCodec : public DeviceCodec {
                OutputNorms & norms)
         : DeviceCodec(device, policy, h), device_(device), compressor_(policy, h, norms) {}
 
-    std::shared_ptr<Segment> compress(int layer, const Rows & rows, int64_t first, int64_t n,
-                                            const Probes & probes, std::shared_ptr<const Balance> balance,
-                                            const Parallel & parallel) const override;
+    std::shared_ptr<Segment> compress(int layer, const Rows & rows, int64_t first, int64_t n, const Probes & probes,
+                                      std::shared_ptr<const Balance> balance, const Parallel & parallel) const override;
     std::shared_ptr<const Bytes> places(const Segment & segment) const override;
 
   private:
