@@ -4,8 +4,7 @@
 INSTANTIATE_KERNEL("neighbour_with_barrier", zipcache::gpu::neighbour<zipcache::gpu::Fault::none>)
 INSTANTIATE_KERNEL("neighbour_without_barrier", zipcache::gpu::neighbour<zipcache::gpu::Fault::no_barrier>)
 INSTANTIATE_KERNEL("neighbour_with_simdgroup_barrier", zipcache::gpu::neighbour<zipcache::gpu::Fault::simd_barrier>)
-INSTANTIATE_KERNEL("neighbour_with_barrier_of_other_memory",
-                   zipcache::gpu::neighbour<zipcache::gpu::Fault::device_barrier>)
+INSTANTIATE_KERNEL("neighbour_with_barrier_of_other_memory", zipcache::gpu::neighbour<zipcache::gpu::Fault::device_barrier>)
 INSTANTIATE_KERNEL("neighbour_with_barrier_for_some", zipcache::gpu::neighbour<zipcache::gpu::Fault::some_threads>)
 INSTANTIATE_KERNEL("neighbour_out_of_threadgroup_memory", zipcache::gpu::neighbour<zipcache::gpu::Fault::beyond_shared>)
 INSTANTIATE_KERNEL("neighbour_unwritten", zipcache::gpu::neighbour<zipcache::gpu::Fault::unwritten>)
