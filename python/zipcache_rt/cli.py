@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+from rich.text import Text
 
 from . import Model, Session
 from ._core import FileError, ZipCacheError
@@ -33,6 +35,15 @@ KV_FORM = "POLICY[:BITS][,OPTION=VALUE]..."
 LONG_PREFILL = 512  # tokens; shorter ones show no bar
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def policy_table(title: str | Text, heads: Iterable[str], caption: Text | None = None) -> Table:
+    """For rows of a policy and its figures."""
+    table = Table(title=title, caption=caption)
+    table.add_column("policy", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
 
 
 def harmless(text: str) -> str:

@@ -170,11 +170,8 @@ class Report:
             f"KL(f16 || policy) in nats, its mean first. ±: 95 % confidence, {INTERVAL.partition(':')[0]}.\n"
             f"{cli.machine()}"
         )
-        table = Table(title=Styled(self.title), caption=Styled(caption))
-        table.add_column("policy", no_wrap=True)
         heads = ("bits", "all bits", "ratio", "KL", "±", "median", "99.9 %", "max", "same top", "ppl", "/ f16")
-        for head in heads:
-            table.add_column(head, justify="right", no_wrap=True)
+        table = cli.policy_table(Styled(self.title), heads, Styled(caption))
         for result in (self.reference, self.control, *self.results):
             table.add_row(Styled(cli.harmless(result.name)), *cells(result, result is self.reference))
         return table

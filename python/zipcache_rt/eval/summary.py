@@ -69,9 +69,8 @@ class Summary:
     def table(self) -> Table:
         """For a terminal."""
         title = f"{self.task}, {self.group or 'all'}: {self.model} on {self.device}"
-        table = Table(title=Text(cli.harmless(title)), caption=Text(CAPTIONS[self.metric]))
-        for i, head in enumerate(("policy", "cases", self.metric, "- f16", *HEADS[self.metric], *COSTS)):
-            table.add_column(head, justify="right" if i else "left", no_wrap=True)
+        heads = ("cases", self.metric, "- f16", *HEADS[self.metric], *COSTS)
+        table = cli.policy_table(Text(cli.harmless(title)), heads, Text(CAPTIONS[self.metric]))
         for row in self.rows:
             table.add_row(Text(cli.harmless(row.policy)), *map(Text, _cells(row, self.metric)))
         return table

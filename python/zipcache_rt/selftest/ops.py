@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from .. import _core
+from .. import _core, cli
 from .._core import ArgumentError, ZipCacheError
 from ..options import KvOptions
 from . import trial
@@ -150,10 +150,7 @@ def _worst_of(found: list[Found]) -> dict[str, float]:
 
 
 def _table(rows: list[dict[str, Any]], title: str) -> Table:
-    table = Table(title=title)
-    table.add_column("policy", no_wrap=True)
-    for head in ("cases", "attention", "rows that differ", "error", "bytes"):
-        table.add_column(head, justify="right", no_wrap=True)
+    table = cli.policy_table(title, ("cases", "attention", "rows that differ", "error", "bytes"))
     for row in rows:
         bounds = row["bounds"]
         right = Found(**row["worst"]).within(Bounds(**bounds))

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from .. import cli
 from .._core import ZipCacheError
 from ..report.worker import Spec, in_fresh_process
 from .part import Check, Part
@@ -44,10 +45,8 @@ def test(path: Path, device: str, threads: int, size: Size, progress: Callable[[
 
 
 def _table(rows: list[dict[str, Any]], device: str) -> Table:
-    table = Table(title=f"Speed on {device}, tokens/s")
-    table.add_column("policy", no_wrap=True)
-    for head in ("prompt", "prefill", "decode", "KV, MiB", "bits"):
-        table.add_column(head, justify="right", no_wrap=True)
+    heads = ("prompt", "prefill", "decode", "KV, MiB", "bits")
+    table = cli.policy_table(f"Speed on {device}, tokens/s", heads)
     for row in rows:
         rates = row["tokens_per_second"]
         speeds = (f"{rates['prefill']:,.0f}", f"{rates['decode']:,.1f}")

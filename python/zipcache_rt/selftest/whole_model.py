@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from .. import fidelity
+from .. import cli, fidelity
 from ..fidelity_report import Figures, Run, small
 from ..model import Model
 from ..options import KvOptions
@@ -166,10 +166,8 @@ def _notes(facts: dict[str, Any]) -> list[str]:
 
 
 def _table(rows: list[dict[str, Any]], device: str) -> Table:
-    table = Table(title=f"A whole model on {device} beside portable kernels on the CPU")
-    table.add_column("policy", no_wrap=True)
-    for head in ("mean KL / bound", "largest KL", "same top", "equal", "gap"):
-        table.add_column(head, justify="right", no_wrap=True)
+    heads = ("mean KL / bound", "largest KL", "same top", "equal", "gap")
+    table = cli.policy_table(f"A whole model on {device} beside portable kernels on the CPU", heads)
     for row in rows:
         table.add_row(
             row["policy"],
