@@ -202,13 +202,14 @@ void CudaDevice::enqueue(ggml_cgraph * graph) {
     };
     enqueue_nodes(graph, stream_, [&](int first, int last) {
         AddNorm args = {};
-        for (int i = first; i + kAddNormNodes <= last; ++i) {
-            if (is_add_norm(graph, i, args)) {
-                stock(first, i);
-                add_norm(args, stream_);
-                first = i + kAddNormNodes;
-                i = first - 1;
+        for (int i = first; i + kAddNormNodes <= last;) {
+            if (!is_add_norm(graph, i, args)) {
+                ++i;
+                continue;
             }
+            stock(first, i);
+            add_norm(args, stream_);
+            first = i += kAddNormNodes;
         }
         stock(first, last);
     });

@@ -102,10 +102,7 @@ ggml_tensor * CudaBatchView::attend(ggml_context * ctx, const ggml_zipcache_new_
                             device_.name() + "; accepted: up to " + std::to_string(args.n_sequences));
     }
     workspace_ = device_.workspace(workspace_bytes_);
-    // columns of a fused product lie apart from each other
-    auto packed = [&](ggml_tensor * rows) { return ggml_is_contiguous(rows) ? rows : ggml_cont(ctx, rows); };
-    return own_node(ctx, *this, {int64_t(args.n_heads) * args.head_dim, args.n_sequences},
-                    {packed(tokens.q), packed(tokens.k), packed(tokens.v), tokens.n_tokens});
+    return own_attention(ctx, *this, int64_t(args.n_heads) * args.head_dim, tokens);
 }
 
 void CudaBatchView::refresh() {

@@ -19,6 +19,14 @@ ggml_tensor * own_node(ggml_context * ctx, const OwnNode & work, const std::arra
                   work);
 }
 
+ggml_tensor * own_attention(ggml_context * ctx, const OwnNode & work, int64_t width,
+                            const ggml_zipcache_new_tokens & tokens) {
+    // columns of a fused product lie apart from each other
+    auto packed = [&](ggml_tensor * rows) { return ggml_is_contiguous(rows) ? rows : ggml_cont(ctx, rows); };
+    return own_node(ctx, work, {width, tokens.n_tokens->ne[0]},
+                    {packed(tokens.q), packed(tokens.k), packed(tokens.v), tokens.n_tokens});
+}
+
 ggml_tensor * own_node_inplace(ggml_context * ctx, const OwnNode & work, ggml_tensor * to, ggml_tensor * input) {
     return marked(ggml_custom_inplace(ctx, to, &input, 1, never, 1, nullptr), work);
 }

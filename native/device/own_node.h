@@ -3,7 +3,7 @@
 #include <functional>
 #include <vector>
 
-#include "ggml.h"
+#include "ggml-zipcache.h"
 
 namespace zipcache {
 
@@ -20,6 +20,9 @@ class OwnNode {
 // The node [shape] f32 that it is the work of; its data are placed by the graph's allocator.
 ggml_tensor * own_node(ggml_context * ctx, const OwnNode & work, const std::array<int64_t, 2> & shape,
                        std::vector<ggml_tensor *> inputs);
+// That of attention: [width, n_sequences].
+ggml_tensor * own_attention(ggml_context * ctx, const OwnNode & work, int64_t width,
+                            const ggml_zipcache_new_tokens & tokens);
 // The same where it changes `to`.
 ggml_tensor * own_node_inplace(ggml_context * ctx, const OwnNode & work, ggml_tensor * to, ggml_tensor * input);
 bool is_own(const ggml_tensor * node);

@@ -107,10 +107,7 @@ ggml_tensor * MetalBatchView::attend(ggml_context * ctx, const ggml_zipcache_new
                             device_.name() + "; accepted: up to 4096");
     }
     n_tokens_ = device_.address(tokens.n_tokens);
-    // columns of a fused product lie apart from each other
-    auto packed = [&](ggml_tensor * rows) { return ggml_is_contiguous(rows) ? rows : ggml_cont(ctx, rows); };
-    return own_node(ctx, *this, {int64_t(args.n_heads) * args.head_dim, args.n_sequences},
-                    {packed(tokens.q), packed(tokens.k), packed(tokens.v), tokens.n_tokens});
+    return own_attention(ctx, *this, int64_t(args.n_heads) * args.head_dim, tokens);
 }
 
 void MetalBatchView::refresh() {
