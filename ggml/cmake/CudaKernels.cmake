@@ -2,6 +2,7 @@
 # links ggml-zipcache needs no CUDA.
 add_library(ggml-zipcache-cuda STATIC
   src/device/cuda.cu
+  src/ops/attend_kv/append_kv_cuda.cu
   src/ops/attend_kv/attend_kv_cuda.cu
   src/ops/attend_kv/attend_kv_cuda_64.cu
   src/ops/attend_kv/attend_kv_cuda_64_any.cu

@@ -114,8 +114,28 @@ size_t ggml_zipcache_cuda_index_bytes(int32_t n_kv_heads, int32_t max_segments, 
 const char * ggml_zipcache_cuda_index_kv(const struct ggml_zipcache_cuda_index_args * args, uint8_t * index,
                                          void * stream);
 
-// append_kv: stores each sequence's new token at row n_tokens - 1 of its window.
-//   k, v  device [n_sequences, n_kv_heads, head_dim] f32
+// RoPE: channels c and c' of a head turn together by position * base^(-2 i / n_dims) * frequency_scale / factors[i],
+// times attention_factor, for i below n_dims / 2. The channels from n_dims on stay as they are.
+struct ggml_zipcache_cuda_rope {
+    const int32_t * position;  // device [n_sequences]
+    const float * factors;     // device [n_dims / 2] or NULL: ones
+    int32_t n_dims;            // even, 2 to head_dim
+    bool halves;               // c and c' are i and i + n_dims / 2, else 2 i and 2 i + 1
+    float base, frequency_scale, attention_factor;
+};
+
+// A new token of each sequence; strides in floats from one to the next.
+struct ggml_zipcache_cuda_new_tokens {
+    const float * k;  // device [n_sequences, n_kv_heads, head_dim] f32
+    const float * v;  // device [n_sequences, n_kv_heads, head_dim] f32
+    int64_t k_stride, v_stride;
+    const struct ggml_zipcache_cuda_rope * rope;  // host; NULL: keys have turned, and queries are not looked at
+    const float * q;                              // device [n_sequences, n_heads, head_dim] f32
+    int64_t q_stride;
+    float * turned_q;  // device [n_sequences, n_heads, head_dim] f32: the queries turned, for attend_kv
+};
+
+// append_kv: stores each sequence's new token at row n_tokens - 1 of its window, and turns it by its position if asked.
 // attend_kv: attention of one new token of each sequence over its layer's cache. Codes are read packed; query and
 // probabilities meet them as 16-bit integers.
 struct ggml_zipcache_cuda_attend_args {
@@ -132,8 +152,8 @@ struct ggml_zipcache_cuda_attend_args {
     const float * q;                                       // device [n_sequences, n_heads, head_dim] f32
     float * out;                                           // device [n_sequences, n_heads, head_dim] f32
 };
-const char * ggml_zipcache_cuda_append_kv(const struct ggml_zipcache_cuda_attend_args * args, const float * k,
-                                          const float * v, void * stream);
+const char * ggml_zipcache_cuda_append_kv(const struct ggml_zipcache_cuda_attend_args * args,
+                                          const struct ggml_zipcache_cuda_new_tokens * tokens, void * stream);
 // The workspace holds zeros before its first use and is left ready for the next; one serves all layers of a stream.
 size_t ggml_zipcache_cuda_attend_kv_workspace(const struct ggml_zipcache_cuda_attend_args * args);
 const char * ggml_zipcache_cuda_attend_kv(const struct ggml_zipcache_cuda_attend_args * args, void * workspace,

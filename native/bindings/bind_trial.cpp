@@ -156,7 +156,8 @@ class Trial {
         const auto n = static_cast<int32_t>(cache_.window_size() + 1);
         write(data_of<int32_t>(n_tokens_.tensor), &n, 1);
         const auto view = device().batch_view({&cache_.view(0)});
-        ggml_tensor * result = view->attend(memory_.begin(), {q_.tensor, k_.tensor, v_.tensor, n_tokens_.tensor});
+        ggml_tensor * result =
+            view->attend(memory_.begin(), {q_.tensor, k_.tensor, v_.tensor, n_tokens_.tensor}, nullptr);
         ggml_set_output(result);
         ggml_build_forward_expand(memory_.graph(), result);
         memory_.allocate();

@@ -89,7 +89,7 @@ ggml_zipcache_cuda_attend_args CudaBatchView::attend_args() const {
     return args;
 }
 
-ggml_tensor * CudaBatchView::attend(ggml_context * ctx, const ggml_zipcache_new_tokens & tokens) {
+ggml_tensor * CudaBatchView::attend(ggml_context * ctx, const ggml_zipcache_new_tokens & tokens, const Rope * rope) {
     n_tokens_ = static_cast<const int32_t *>(tokens.n_tokens->data);
     sequences_.clear();
     auto args = attend_args();
@@ -102,7 +102,12 @@ ggml_tensor * CudaBatchView::attend(ggml_context * ctx, const ggml_zipcache_new_
                             device_.name() + "; accepted: up to " + std::to_string(args.n_sequences));
     }
     workspace_ = device_.workspace(workspace_bytes_);
-    return own_attention(ctx, *this, int64_t(args.n_heads) * args.head_dim, tokens);
+    const int64_t width = int64_t(args.n_heads) * args.head_dim;
+    if (rope) {
+        rope_ = *rope;
+        turned_q_ = Memory(size_t(width) * args.n_sequences * sizeof(float));
+    }
+    return own_attention(ctx, *this, width, tokens, rope);
 }
 
 void CudaBatchView::refresh() {
@@ -121,11 +126,27 @@ void CudaBatchView::refresh() {
 
 void CudaBatchView::enqueue(const ggml_tensor * node, void * stream) const {
     auto args = attend_args();
-    args.q = static_cast<const float *>(node->src[0]->data);
+    auto rows = [&](int i) { return static_cast<const float *>(node->src[i]->data); };
+    auto stride = [&](int i) { return static_cast<int64_t>(node->src[i]->nb[2] / sizeof(float)); };
+    ggml_zipcache_cuda_new_tokens tokens = {rows(1), rows(2), stride(1), stride(2),
+                                            nullptr, rows(0), stride(0), nullptr};
+    ggml_zipcache_cuda_rope rope = {};
+    args.q = rows(0);
     args.out = static_cast<float *>(node->data);
-    check(ggml_zipcache_cuda_append_kv(&args, static_cast<const float *>(node->src[1]->data),
-                                       static_cast<const float *>(node->src[2]->data), stream),
-          "append_kv");
+    if (rope_) {
+        const Rope & r = *rope_;
+        rope = {static_cast<const int32_t *>(r.positions->data),
+                r.factors ? static_cast<const float *>(r.factors->data) : nullptr,
+                r.n_dims,
+                r.halves,
+                r.base,
+                r.frequency_scale,
+                r.attention_factor};
+        tokens.rope = &rope;
+        tokens.turned_q = turned_q_.as<float>();
+        args.q = tokens.turned_q;
+    }
+    check(ggml_zipcache_cuda_append_kv(&args, &tokens, stream), "append_kv");
     check(ggml_zipcache_cuda_attend_kv(&args, workspace_, workspace_bytes_, stream), "attend_kv");
 }
 

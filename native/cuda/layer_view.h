@@ -1,4 +1,6 @@
 #pragma once
+#include <optional>
+
 #include "cuda/cuda_device.h"
 #include "device/own_node.h"
 #include "ggml-zipcache-cuda.h"
@@ -39,9 +41,10 @@ class CudaBatchView : public BatchView, public OwnNode {
   public:
     CudaBatchView(CudaDevice & device, const std::vector<const LayerView *> & layers);
 
-    ggml_tensor * attend(ggml_context * ctx, const ggml_zipcache_new_tokens & tokens) override;
+    bool turns() const override { return true; }
+    ggml_tensor * attend(ggml_context * ctx, const ggml_zipcache_new_tokens & tokens, const Rope * rope) override;
     void refresh() override;
-    // Stores the tokens' rows, then attends.
+    // Turns the tokens' heads, if it is to, stores their rows, then attends.
     void enqueue(const ggml_tensor * node, void * stream) const override;
 
   private:
@@ -52,6 +55,8 @@ class CudaBatchView : public BatchView, public OwnNode {
     std::vector<ggml_zipcache_cuda_sequence> sequences_;  // what the table holds
     Memory table_;                                        // [n_sequences] ggml_zipcache_cuda_sequence
     const int32_t * n_tokens_ = nullptr;                  // device [n_sequences]
+    std::optional<Rope> rope_;
+    Memory turned_q_;  // [n_sequences, n_heads, head_dim] f32, where there is a rope
     void * workspace_ = nullptr;
     size_t workspace_bytes_ = 0;
 };

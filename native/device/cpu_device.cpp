@@ -46,7 +46,7 @@ class CpuBatchView : public BatchView {
             layers_.push_back(&static_cast<const CpuLayerView *>(view)->layer());
         }
     }
-    ggml_tensor * attend(ggml_context * ctx, const ggml_zipcache_new_tokens & tokens) override {
+    ggml_tensor * attend(ggml_context * ctx, const ggml_zipcache_new_tokens & tokens, const Rope *) override {
         return ggml_zipcache_attend_kv_node(ctx, layers_.data(), &tokens, n_splits_);
     }
     void refresh() override {}  // the nodes look at the layers themselves

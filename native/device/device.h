@@ -44,13 +44,25 @@ class LayerView {
     virtual void begin_token(int64_t row) = 0;
 };
 
+// How queries and keys turn by position, without YaRN's mix.
+struct Rope {
+    ggml_tensor * positions;  // [n_sequences] i32
+    ggml_tensor * factors;    // [n_dims / 2] f32 or null
+    int n_dims;               // channels of a head that turn
+    bool halves;              // channel c turns with c + n_dims / 2, else 2 c with 2 c + 1
+    float base, frequency_scale, attention_factor;
+};
+
 // The caches of one layer of some sequences, as one step of attention reads them.
 class BatchView {
   public:
     virtual ~BatchView() = default;
+    // Whether attend() takes queries and keys as they are before RoPE.
+    virtual bool turns() const { return false; }
     // The nodes that store the tokens' keys and values in the windows and let each query attend to all of its
-    // sequence's layer: [head_dim * n_heads, n_sequences] f32. They serve until a window moves.
-    virtual ggml_tensor * attend(ggml_context * ctx, const ggml_zipcache_new_tokens & tokens) = 0;
+    // sequence's layer: [head_dim * n_heads, n_sequences] f32. They serve until a window moves. rope: null where
+    // queries and keys have turned.
+    virtual ggml_tensor * attend(ggml_context * ctx, const ggml_zipcache_new_tokens & tokens, const Rope * rope) = 0;
     // Takes note of what the layers' views were shown. To be called before the nodes run.
     virtual void refresh() = 0;
 };

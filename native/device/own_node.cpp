@@ -1,5 +1,7 @@
 #include "device/own_node.h"
 
+#include <utility>
+
 namespace zipcache {
 namespace {
 
@@ -20,11 +22,20 @@ ggml_tensor * own_node(ggml_context * ctx, const OwnNode & work, const std::arra
 }
 
 ggml_tensor * own_attention(ggml_context * ctx, const OwnNode & work, int64_t width,
-                            const ggml_zipcache_new_tokens & tokens) {
+                            const ggml_zipcache_new_tokens & tokens, const Rope * rope) {
     // columns of a fused product lie apart from each other
-    auto packed = [&](ggml_tensor * rows) { return ggml_is_contiguous(rows) ? rows : ggml_cont(ctx, rows); };
-    return own_node(ctx, work, {width, tokens.n_tokens->ne[0]},
-                    {packed(tokens.q), packed(tokens.k), packed(tokens.v), tokens.n_tokens});
+    auto packed = [&](ggml_tensor * rows) {
+        const bool fits = rope ? ggml_is_contiguous_to_2(rows) : ggml_is_contiguous(rows);
+        return fits ? rows : ggml_cont(ctx, rows);
+    };
+    std::vector<ggml_tensor *> inputs = {packed(tokens.q), packed(tokens.k), packed(tokens.v), tokens.n_tokens};
+    if (rope) {
+        inputs.push_back(rope->positions);
+        if (rope->factors) {
+            inputs.push_back(rope->factors);
+        }
+    }
+    return own_node(ctx, work, {width, tokens.n_tokens->ne[0]}, std::move(inputs));
 }
 
 ggml_tensor * own_node_inplace(ggml_context * ctx, const OwnNode & work, ggml_tensor * to, ggml_tensor * input) {

@@ -3,6 +3,7 @@
 #include <functional>
 #include <vector>
 
+#include "device/device.h"
 #include "ggml-zipcache.h"
 
 namespace zipcache {
@@ -20,9 +21,10 @@ class OwnNode {
 // The node [shape] f32 that it is the work of; its data are placed by the graph's allocator.
 ggml_tensor * own_node(ggml_context * ctx, const OwnNode & work, const std::array<int64_t, 2> & shape,
                        std::vector<ggml_tensor *> inputs);
-// That of attention: [width, n_sequences].
+// That of attention: [width, n_sequences]. Its inputs: queries, keys and values, n_tokens, and what a rope reads. With
+// one, the tokens' heads may lie apart.
 ggml_tensor * own_attention(ggml_context * ctx, const OwnNode & work, int64_t width,
-                            const ggml_zipcache_new_tokens & tokens);
+                            const ggml_zipcache_new_tokens & tokens, const Rope * rope);
 // The same where it changes `to`.
 ggml_tensor * own_node_inplace(ggml_context * ctx, const OwnNode & work, ggml_tensor * to, ggml_tensor * input);
 bool is_own(const ggml_tensor * node);

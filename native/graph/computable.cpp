@@ -12,13 +12,12 @@ class DryAttention : public Attention {
   public:
     explicit DryAttention(const HParams & h) : h_(h) {}
 
-    ggml_tensor * attend(ggml_context * ctx, ggml_cgraph *, int, ggml_tensor * q, ggml_tensor *,
-                         ggml_tensor *) override {
+    ggml_tensor * attend(ggml_context * ctx, ggml_cgraph *, int, const Heads & heads, const Rope *) override {
         ggml_tensor * k = ggml_new_tensor_3d(ctx, GGML_TYPE_F16, h_.head_dim, kRows, h_.n_kv_heads);
         ggml_tensor * v = ggml_new_tensor_3d(ctx, GGML_TYPE_F16, h_.head_dim, kRows, h_.n_kv_heads);
         ggml_tensor * mask = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, kRows, kTokens);
-        ggml_tensor * out =
-            ggml_flash_attn_ext(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), k, v, mask, h_.attention_scale, 0.0f, 0.0f);
+        ggml_tensor * out = ggml_flash_attn_ext(ctx, ggml_permute(ctx, heads.q, 0, 2, 1, 3), k, v, mask,
+                                                h_.attention_scale, 0.0f, 0.0f);
         return ggml_reshape_2d(ctx, out, out->ne[0] * out->ne[1], out->ne[2]);
     }
 

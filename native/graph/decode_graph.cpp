@@ -13,9 +13,11 @@ class DecodeAttention : public Attention {
     DecodeAttention(const std::vector<std::unique_ptr<BatchView>> & layers, ggml_tensor * n_tokens)
         : layers_(layers), n_tokens_(n_tokens) {}
 
-    ggml_tensor * attend(ggml_context * ctx, ggml_cgraph *, int layer, ggml_tensor * q, ggml_tensor * k,
-                         ggml_tensor * v) override {
-        return layers_[layer]->attend(ctx, {q, k, v, n_tokens_});
+    bool turns(int layer) const override { return layers_[layer]->turns(); }
+
+    ggml_tensor * attend(ggml_context * ctx, ggml_cgraph *, int layer, const Heads & heads,
+                         const Rope * rope) override {
+        return layers_[layer]->attend(ctx, {heads.q, heads.k, heads.v, n_tokens_}, rope);
     }
 
   private:

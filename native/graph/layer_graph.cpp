@@ -75,22 +75,31 @@ ggml_tensor * LayerGraph::rope(ggml_tensor * x) const {
                          p.yarn_mix, p.attention_factor, p.beta_fast, p.beta_slow);
 }
 
-ggml_tensor * LayerGraph::attend(Heads heads) const {
-    ggml_tensor *q, *k;
+Heads LayerGraph::turned(const Heads & heads) const {
     if (const ggml_tensor * both = heads.q->view_src;
         both && both == heads.k->view_src && heads.q->ne[2] == 1 &&
         heads.k->view_offs == heads.q->view_offs + h.n_heads * heads.q->nb[1]) {
         // one behind the other: they turn as one
-        ggml_tensor * turned = rope(ggml_view_3d(ctx, heads.q->view_src, h.head_dim, h.n_heads + h.n_kv_heads, 1,
-                                                 heads.q->nb[1], heads.q->nb[2], heads.q->view_offs));
-        q = ggml_view_3d(ctx, turned, h.head_dim, h.n_heads, 1, turned->nb[1], turned->nb[2], 0);
-        k = ggml_view_3d(ctx, turned, h.head_dim, h.n_kv_heads, 1, turned->nb[1], turned->nb[2],
-                         h.n_heads * turned->nb[1]);
-    } else {
-        q = rope(heads.q);
-        k = rope(heads.k);
+        ggml_tensor * rows = rope(ggml_view_3d(ctx, heads.q->view_src, h.head_dim, h.n_heads + h.n_kv_heads, 1,
+                                               heads.q->nb[1], heads.q->nb[2], heads.q->view_offs));
+        return {ggml_view_3d(ctx, rows, h.head_dim, h.n_heads, 1, rows->nb[1], rows->nb[2], 0),
+                ggml_view_3d(ctx, rows, h.head_dim, h.n_kv_heads, 1, rows->nb[1], rows->nb[2], h.n_heads * rows->nb[1]),
+                heads.v};
     }
-    return linear(attention.attend(ctx, graph, layer, q, k, heads.v), w.attention_output, w.attention_output_bias);
+    return {rope(heads.q), rope(heads.k), heads.v};
+}
+
+ggml_tensor * LayerGraph::attend(Heads heads) const {
+    const RopeParams & p = h.rope_of(layer);
+    ggml_tensor * out;
+    if (attention.turns(layer) && p.yarn_mix == 0) {
+        const Rope how = {positions, rope_factors,      p.n_dims,          p.pairs == RopePairs::halves,
+                          p.base,    p.frequency_scale, p.attention_factor};
+        out = attention.attend(ctx, graph, layer, heads, &how);
+    } else {
+        out = attention.attend(ctx, graph, layer, turned(heads), nullptr);
+    }
+    return linear(out, w.attention_output, w.attention_output_bias);
 }
 
 ggml_tensor * LayerGraph::residual(ggml_tensor * x, ggml_tensor * branch) const {

@@ -43,16 +43,15 @@ class PrefillAttention : public Attention {
         watched_q_ = to;
     }
 
-    ggml_tensor * attend(ggml_context * ctx, ggml_cgraph * graph, int, ggml_tensor * q, ggml_tensor * k,
-                         ggml_tensor * v) override {
+    ggml_tensor * attend(ggml_context * ctx, ggml_cgraph * graph, int, const Heads & heads, const Rope *) override {
         // expanded here, so that they run before the attention, which depends on the memory and not on the nodes
-        ggml_build_forward_expand(graph, store(ctx, rows_.k, k));
-        ggml_build_forward_expand(graph, store(ctx, rows_.v, v));
+        ggml_build_forward_expand(graph, store(ctx, rows_.k, heads.k));
+        ggml_build_forward_expand(graph, store(ctx, rows_.v, heads.v));
         if (watched_) {
-            ggml_tensor * flat = ggml_reshape_2d(ctx, q, q->ne[0] * q->ne[1], q->ne[2]);
+            ggml_tensor * flat = ggml_reshape_2d(ctx, heads.q, heads.q->ne[0] * heads.q->ne[1], heads.q->ne[2]);
             ggml_build_forward_expand(graph, ggml_cpy(ctx, ggml_get_rows(ctx, flat, watched_), watched_q_));
         }
-        q = ggml_permute(ctx, q, 0, 2, 1, 3);
+        ggml_tensor * q = ggml_permute(ctx, heads.q, 0, 2, 1, 3);
         if (last_only_) {
             q = ggml_view_3d(ctx, q, q->ne[0], 1, q->ne[2], q->nb[1], q->nb[2], (q->ne[1] - 1) * q->nb[1]);
         }

@@ -100,14 +100,14 @@ ggml_zipcache_metal_attend_args MetalBatchView::attend_args() const {
     return args;
 }
 
-ggml_tensor * MetalBatchView::attend(ggml_context * ctx, const ggml_zipcache_new_tokens & tokens) {
+ggml_tensor * MetalBatchView::attend(ggml_context * ctx, const ggml_zipcache_new_tokens & tokens, const Rope *) {
     const auto args = attend_args();
     if (ggml_zipcache_metal_attend_kv_workspace(&args) == 0) {  // all else was asked when the model was opened
         throw ArgumentError("a batch of " + std::to_string(layers_.size()) + " sessions is too large for " +
                             device_.name() + "; accepted: up to 4096");
     }
     n_tokens_ = device_.address(tokens.n_tokens);
-    return own_attention(ctx, *this, int64_t(args.n_heads) * args.head_dim, tokens);
+    return own_attention(ctx, *this, int64_t(args.n_heads) * args.head_dim, tokens, nullptr);
 }
 
 void MetalBatchView::refresh() {

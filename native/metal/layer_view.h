@@ -36,7 +36,7 @@ class MetalBatchView : public BatchView, public OwnNode {
   public:
     MetalBatchView(MetalDevice & device, const std::vector<const LayerView *> & layers);
 
-    ggml_tensor * attend(ggml_context * ctx, const ggml_zipcache_new_tokens & tokens) override;
+    ggml_tensor * attend(ggml_context * ctx, const ggml_zipcache_new_tokens & tokens, const Rope *) override;
     void refresh() override;
     // Stores the tokens' rows, then attends.
     void enqueue(const ggml_tensor * node, void * encoder) const override;

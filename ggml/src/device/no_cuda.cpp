@@ -46,7 +46,7 @@ const char * ggml_zipcache_cuda_index_kv(const ggml_zipcache_cuda_index_args *, 
     return kMissing;
 }
 
-const char * ggml_zipcache_cuda_append_kv(const ggml_zipcache_cuda_attend_args *, const float *, const float *,
+const char * ggml_zipcache_cuda_append_kv(const ggml_zipcache_cuda_attend_args *, const ggml_zipcache_cuda_new_tokens *,
                                           void *) {
     return kMissing;
 }

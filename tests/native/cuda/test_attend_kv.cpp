@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "arena.h"
@@ -162,7 +164,10 @@ TEST(cuda_attend_kv_reads_lengths_when_a_graph_is_replayed) {
         cudaGraph_t graph = nullptr;
         cudaGraphExec_t exec = nullptr;
         check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed));
-        check_op(ggml_zipcache_cuda_append_kv(&d.args, there, there + k.size(), stream));
+        const int64_t stride = int64_t(n_kv) * dim;
+        const ggml_zipcache_cuda_new_tokens tokens = {there,   there + k.size(), stride, stride,
+                                                      nullptr, nullptr,          0,      nullptr};
+        check_op(ggml_zipcache_cuda_append_kv(&d.args, &tokens, stream));
         check_op(ggml_zipcache_cuda_attend_kv(&d.args, d.workspace, d.workspace_bytes, stream));
         check_cuda(cudaStreamEndCapture(stream, &graph));
         check_cuda(cudaGraphInstantiate(&exec, graph, 0));
@@ -194,6 +199,85 @@ TEST(cuda_attend_kv_reads_lengths_when_a_graph_is_replayed) {
         check_cuda(cudaFree(there));
     }
     check_cuda(cudaStreamDestroy(stream));
+}
+
+// Queries, keys and values lie beside each other, as one product of all three leaves them.
+TEST(cuda_append_kv_turns_by_position) {
+    std::mt19937 random(test_seed());
+    std::normal_distribution<float> normal;
+    for (int i = 0; i < n_cases(40); ++i) {
+        const int n_kv = 1 + int(random() % 9), group = 1 + int(random() % 8), dim = 16 * (1 + int(random() % 16));
+        const int n = 1 + int(random() % 4), n_dims = 2 * (1 + int(random() % (dim / 2))), n_heads = n_kv * group;
+        const bool halves = random() % 2 != 0, with_factors = random() % 2 != 0;
+        const int64_t capacity = 3, width = int64_t(n_heads + 2 * n_kv) * dim;
+        std::vector<float> rows(n * width), factors(n_dims / 2), turned(size_t(n) * n_heads * dim);
+        std::generate(rows.begin(), rows.end(), [&] { return normal(random); });
+        std::generate(factors.begin(), factors.end(), [&] { return 1 + float(random() % 100) / 50; });
+        std::vector<int32_t> position(n), n_tokens(n);
+        std::vector<uint16_t> window(2 * size_t(n) * n_kv * capacity * dim);
+        Arena & arena = Arena::get();
+        const float * there = arena.put(rows);
+        const uint16_t * k = arena.put(window);
+        std::vector<ggml_zipcache_cuda_sequence> sequences(n);
+        for (int j = 0; j < n; ++j) {
+            position[j] = int32_t(random() % 4096);
+            n_tokens[j] = int32_t(random() % (capacity + 1));  // 0: idle
+        }
+        const int32_t * counts = arena.put(n_tokens);
+        for (int j = 0; j < n; ++j) {
+            sequences[j].k = k + int64_t(j) * n_kv * capacity * dim;
+            sequences[j].v = sequences[j].k + int64_t(n) * n_kv * capacity * dim;
+            sequences[j].capacity = capacity;
+            sequences[j].n_tokens = counts + j;
+        }
+        ggml_zipcache_cuda_attend_args args = {};
+        args.n_sequences = n;
+        args.n_heads = n_heads;
+        args.n_kv_heads = n_kv;
+        args.head_dim = dim;
+        args.sequences = arena.put(sequences);
+        const ggml_zipcache_cuda_rope rope = {
+            arena.put(position), with_factors ? arena.put(factors) : nullptr, n_dims, halves, 500000.0f, 0.5f, 1.25f};
+        auto * to = arena.room<float>(turned.size());
+        const float *from_k = there + int64_t(n_heads) * dim, *from_v = from_k + int64_t(n_kv) * dim;
+        const ggml_zipcache_cuda_new_tokens tokens = {from_k, from_v, width, width, &rope, there, width, to};
+        arena.upload();
+        check_op(ggml_zipcache_cuda_append_kv(&args, &tokens, nullptr));
+        turned = arena.read(to, turned.size());
+        window = arena.read(k, window.size());
+        // in double: what float leaves of an angle grows with it
+        auto expected = [&](int j, int64_t channel) {  // of a row
+            const int64_t c = channel % dim, head = j * width + channel - c, n_pairs = n_dims / 2;
+            if (c >= n_dims) {
+                return double(rows[head + c]);
+            }
+            const int64_t pair = halves ? c % n_pairs : c / 2;
+            const bool second = halves ? c >= n_pairs : c % 2 != 0;
+            const int64_t a = head + (halves ? pair : 2 * pair), b = head + (halves ? pair + n_pairs : 2 * pair + 1);
+            const double step = std::pow(500000.0f, -2.0f / float(n_dims));
+            const double angle =
+                0.5 * position[j] * std::pow(step, double(pair)) / (with_factors ? factors[pair] : 1.0f);
+            const double cosine = 1.25 * std::cos(angle), sine = 1.25 * std::sin(angle);
+            return second ? rows[a] * sine + rows[b] * cosine : rows[a] * cosine - rows[b] * sine;
+        };
+        double worst = 0;
+        for (int j = 0; j < n; ++j) {
+            for (int64_t c = 0; c < width && n_tokens[j] > 0; ++c) {
+                const int64_t row = c / dim - n_heads;
+                double got;
+                if (row < 0) {
+                    got = turned[j * int64_t(n_heads) * dim + c];
+                } else {
+                    const bool is_v = row >= n_kv;
+                    const int64_t plane = (is_v ? n + j : j) * int64_t(n_kv), at = plane + row % n_kv;
+                    got = ggml_fp16_to_fp32(window[(at * capacity + n_tokens[j] - 1) * dim + c % dim]);
+                }
+                const double want = row >= n_kv ? double(rows[j * width + c]) : expected(j, c);
+                worst = std::max(worst, std::fabs(got - want) / (1 + std::fabs(want)));
+            }
+        }
+        CHECK(worst < 0.01);
+    }
 }
 
 TEST(cuda_ops_name_what_they_do_not_accept) {

@@ -1,9 +1,6 @@
 #include "attend_kv_launch.h"
 
-#include <cuda_fp16.h>
-
 #include "cuda/launch.h"
-#include "cuda/ptx.cuh"
 
 namespace zipcache::cuda {
 namespace {
@@ -12,6 +9,8 @@ namespace {
 int passes(const ggml_zipcache_cuda_attend_args & a) {
     return (a.n_heads / a.n_kv_heads + kRows - 1) / kRows;
 }
+
+}  // namespace
 
 const char * attend_error(const ggml_zipcache_cuda_attend_args & a) {
     if (a.n_kv_heads < 1 || a.n_heads % a.n_kv_heads != 0 || a.n_heads / a.n_kv_heads < 1 ||
@@ -24,30 +23,7 @@ const char * attend_error(const ggml_zipcache_cuda_attend_args & a) {
     return nullptr;
 }
 
-__global__ void append(ggml_zipcache_cuda_attend_args a, const float * k, const float * v) {
-    let_the_next_launch_begin();
-    const auto & s = a.sequences[blockIdx.y];
-    const int head = blockIdx.x, n = *s.n_tokens;
-    const int64_t from = (int64_t(blockIdx.y) * a.n_kv_heads + head) * a.head_dim;
-    const int64_t to = (head * s.capacity + n - 1) * a.head_dim;
-    for (int c = threadIdx.x; n > 0 && c < a.head_dim; c += blockDim.x) {
-        const_cast<uint16_t *>(s.k)[to + c] = __half_as_ushort(__float2half_rn(k[from + c]));
-        const_cast<uint16_t *>(s.v)[to + c] = __half_as_ushort(__float2half_rn(v[from + c]));
-    }
-}
-
-}  // namespace
 }  // namespace zipcache::cuda
-
-const char * ggml_zipcache_cuda_append_kv(const ggml_zipcache_cuda_attend_args * args, const float * k, const float * v,
-                                          void * stream) {
-    using namespace zipcache::cuda;
-    if (const char * error = attend_error(*args)) {
-        return error;
-    }
-    append<<<dim3(args->n_kv_heads, args->n_sequences), 128, 0, static_cast<cudaStream_t>(stream)>>>(*args, k, v);
-    return launch_error();
-}
 
 size_t ggml_zipcache_cuda_attend_kv_workspace(const ggml_zipcache_cuda_attend_args * args) {
     using namespace zipcache::cuda;

@@ -6,7 +6,7 @@
 
 namespace zipcache::cuda {
 
-constexpr int kRows = 8;  // query heads that a unit is read for: a pass; their rounding takes the other 8 rows
+constexpr int kRows = 8;  // query heads that a unit is read for, at most: a pass
 constexpr int kMaxItems = 4096;
 
 struct AttendParams {
@@ -31,6 +31,9 @@ struct Device {
         starts_early = major >= 9;
     }
 };
+
+// NULL, or what is wrong with a call's shape.
+const char * attend_error(const ggml_zipcache_cuda_attend_args & a);
 
 // Any: whatever the segments' formats; else those that ggml_zipcache_cuda_is_common() tells.
 const char * launch_attend_64(const AttendParams & p, cudaStream_t stream);
