@@ -8,8 +8,8 @@
 //   K  register r of 16 places: byte j is of channel r % (head_dim / 16) * 16 + l % 4 * 4 + j,
 //      place r / (head_dim / 16) * 8 + l / 4
 //   V  register r of 16 places: byte j is of channel r * 8 + l / 4, place j / 2 * 8 + l % 4 * 2 + j % 2
-// so that 16 places take head_dim / 8 registers. (For mma.m16n8k32 they are the B fragments of two tiles of 8 places,
-// and those whose A is the C fragment of the logits, no lane exchanging anything.)
+// so that 16 places take head_dim / 8 registers. (For mma.m16n8k32 they are halves of A fragments: of 16 places by 32
+// channels, and of 16 channels by 32 places.)
 // A plane of width w: [n_places / 16, words / v, 32 lanes, v] u32, words = head_dim * w / 64 rounded up, v the largest
 // of 4, 2, 1 that divides it. Word i of a lane holds registers i * 8 / w on, the s-th in bits [s w, s w + w) of each
 // byte.

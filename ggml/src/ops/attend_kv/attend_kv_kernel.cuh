@@ -65,7 +65,7 @@ struct Arrivals {
 };
 
 // One warp's units of a share. ring: [2, kSlot], the warp's own.
-template <int D, bool Any>
+template <int D, int T, bool Any>
 struct Worker {
     const Item & item;
     const Turns & turns;
@@ -173,8 +173,8 @@ struct Worker {
     }
 
     // ref: the first unit's.
-    __device__ __forceinline__ void run(int first, Ref ref, Sums<D> & sums) const {
-        KeyQuery<D> query;
+    __device__ __forceinline__ void run(int first, Ref ref, Sums<D, T> & sums) const {
+        KeyQuery<D, T> query;
         const uint32_t keys = ring, values = ring + Shape<D>::kSlot;
         const auto & r = in_shared<HeadRecord>(record);
         uint32_t segment = is_window(first) ? ~0u : ref.segment();  // whose record is there, or on its way
@@ -185,15 +185,14 @@ struct Worker {
                 next = ref_of(after);
             }
             if (is_window(unit)) {
-                float x[Shape<D>::kQuarter], s[8];
-                load_query<D>(queries, nullptr, lane, x);
+                float s[T][4];
                 wait_for(true, true);
                 begin_values(unit == first, unit, ref);
-                window_logits<D>(x, keys, item.seen.last - first_token(unit), lane, s);
+                window_logits<D>(queries, keys, item.seen.last - first_token(unit), lane, s);
                 before_bulk_copies();
                 advance(after, next, true, true);
                 wait_for(true, false);
-                add_window<D>(values, s, lane, sums);
+                add_window(values, s, lane, sums);
                 before_bulk_copies();
             } else {
                 if (ref.segment() != segment) {
@@ -206,16 +205,16 @@ struct Worker {
                 }
                 wait_for(false, true);
                 begin_values(unit == first, unit, ref);
-                float s[16];
-                prepare_query<D, Any>(queries, r, ref, keys, lane, query);
-                key_logits<D, Any>(query, r, ref, keys, lane, s);
+                float s[T][8];
+                prepare_query<D, T, Any>(queries, r, ref, keys, lane, query);
+                key_logits<D, T, Any>(query, r, ref, keys, lane, s);
                 if (after < turns.last && next.segment() != ref.segment() && lane < 2) {
                     fetch_line(reinterpret_cast<const uint8_t *>(record_of(next.segment())) + lane * 128);
                 }
                 advance(after, next, true, !next.same_tier(ref));
                 hide(r, ref, lane, s);
                 wait_for(false, false);
-                add_values<D, Any>({r, ref, values, ref.n_steps()}, s, lane, sums);
+                add_values<D, T, Any>({r, ref, values, ref.n_steps()}, s, lane, sums);
             }
             advance(after, next, false, false);
             ref = next;
@@ -253,24 +252,22 @@ __device__ __forceinline__ void fetch_references(const Item & item, const Turns 
 }
 
 // All units of a share.
-template <int D, bool Any>
+template <int D, int T, bool Any>
 __device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared, Arrivals & arrivals, float * red,
                                         float * acc) {
     using S = Shape<D>;
     const Item & item = shared.item;
     const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, n_warps = blockDim.x / kLanes;
     const uint32_t stored = S::ring_bytes(n_warps);
-    const Worker<D, Any> worker = {item,
-                                   shared.turns,
-                                   shared.queries,
-                                   arrivals,
-                                   uint32_t(warp * 2 * S::kSlot),
-                                   uint32_t(stored + S::kQueries + warp * sizeof(HeadRecord)),
-                                   warp,
-                                   lane,
-                                   p.a.n_kv_heads};
-    Row<D> row;
-    load_row<D>(p, item, warp, lane, row);
+    const Worker<D, T, Any> worker = {item,
+                                      shared.turns,
+                                      shared.queries,
+                                      arrivals,
+                                      uint32_t(warp * 2 * S::kSlot),
+                                      uint32_t(stored + S::kQueries + warp * sizeof(HeadRecord)),
+                                      warp,
+                                      lane,
+                                      p.a.n_kv_heads};
     const auto & sequence = *item.sequence;
     if (item.v_home.divisor && lane * 32 < D) {  // read at the end, as the next is
         fetch_line(item.v_home.divisor + lane * 32);
@@ -285,27 +282,29 @@ __device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared,
     const int first = turns.begin(warp);
     const Ref ref = first < turns.last ? worker.ref_of(first) : Ref{};
     fetch_references(item, turns);
-    for (int r = warp; r < kRows; r += n_warps) {
+    wait_for_the_launch_before();  // it turns the queries and stores the newest token
+    Row<D> row;
+    load_row<D>(p, item, warp, lane, row);
+    __syncthreads();
+    // behind what all warps asked for so far, which would come late behind some warps' blocks
+    if (first < turns.last) {
+        worker.begin(first, ref);
+    }
+    for (int r = warp; r < kTile * T; r += n_warps) {
         if (r != warp) {
             load_row<D>(p, item, r, lane, row);
         }
         store_row<D>(shared.queries, acc, r, lane, row);
     }
-    if (turns.first < turns.windows) {
-        wait_for_the_launch_before();  // it stores the newest token
-    }
     __syncthreads();
-    if (first < turns.last) {  // behind all warps' references, which would come late behind some warps' blocks
-        worker.begin(first, ref);
-    }
-    Sums<D> sums;
+    Sums<D, T> sums;
     sums.clear(first < turns.windows ? Space{} : item.v_home);
     worker.run(first, ref, sums);
     sums.move_to(item.v_home, lane);
-    merge_warps<D>(sums, item.n_rows, red, acc, shared.merged);
+    merge_warps(sums, item.n_rows, red, acc, shared.merged);
 }
 
-template <int D, bool Any>
+template <int D, int T, bool Any>
 __global__ void __launch_bounds__(Shape<D>::kWarps * kLanes, 1) attend(AttendParams p) {
     __shared__ Shared shared;
     float * red = reinterpret_cast<float *>(shared_bytes());
@@ -338,7 +337,7 @@ __global__ void __launch_bounds__(Shape<D>::kWarps * kLanes, 1) attend(AttendPar
         if (!shared.share.exists(p)) {
             break;
         }
-        work_on<D, Any>(p, shared, arrivals, red, acc);
+        work_on<D, T, Any>(p, shared, arrivals, red, acc);
         const Ending<D> ending(shared.item);
         if (shared.share.n_parts == 1 || merge_parts<D>(p, shared.item, shared.share, red, acc, shared.merged)) {
             finish<D>(p, shared.item, ending, acc, shared.merged);
@@ -348,11 +347,11 @@ __global__ void __launch_bounds__(Shape<D>::kWarps * kLanes, 1) attend(AttendPar
     wait_for_the_launch_before();
 }
 
-template <int D, bool Any>
-const char * launch(const AttendParams & p, cudaStream_t stream) {
+template <int D, int T, bool Any>
+const char * launch_tiles(const AttendParams & p, cudaStream_t stream) {
     const Device device;
     cudaFuncAttributes attributes;
-    cudaError_t error = cudaFuncGetAttributes(&attributes, attend<D, Any>);
+    cudaError_t error = cudaFuncGetAttributes(&attributes, attend<D, T, Any>);
     if (error != cudaSuccess) {
         return cudaGetErrorString(error);
     }
@@ -361,11 +360,11 @@ const char * launch(const AttendParams & p, cudaStream_t stream) {
         --n_warps;
     }
     const int shared = Shape<D>::shared_bytes(n_warps);
-    error = cudaFuncSetAttribute(attend<D, Any>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    error = cudaFuncSetAttribute(attend<D, T, Any>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     if (error != cudaSuccess) {
         return cudaGetErrorString(error);
     }
-    // what does not need the new token begins while append_kv stores it
+    // what does not need the new token begins while append_kv turns and stores it
     cudaLaunchAttribute early = {};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
@@ -376,8 +375,14 @@ const char * launch(const AttendParams & p, cudaStream_t stream) {
     config.stream = stream;
     config.attrs = &early;
     config.numAttrs = device.starts_early ? 1 : 0;
-    error = cudaLaunchKernelEx(&config, attend<D, Any>, p);
+    error = cudaLaunchKernelEx(&config, attend<D, T, Any>, p);
     return error == cudaSuccess ? launch_error() : cudaGetErrorString(error);
+}
+
+template <int D, bool Any>
+const char * launch(const AttendParams & p, cudaStream_t stream) {
+    const bool two = p.a.n_heads / p.a.n_kv_heads > kTile;
+    return two ? launch_tiles<D, 2, Any>(p, stream) : launch_tiles<D, 1, Any>(p, stream);
 }
 
 }  // namespace zipcache::cuda

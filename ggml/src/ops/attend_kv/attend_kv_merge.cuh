@@ -19,22 +19,25 @@ __device__ __forceinline__ void add_weighted(float4 & sum, float weight, const f
 }
 
 // All warps' sums, in one space. red: shared [n_warps, kRows, kRedStride].
-template <int D>
-__device__ void merge_warps(const Sums<D> & sums, int n_rows, float * red, float * acc, Merged & merged) {
+template <int D, int T>
+__device__ void merge_warps(const Sums<D, T> & sums, int n_rows, float * red, float * acc, Merged & merged) {
     using S = Shape<D>;
     __shared__ float maximum[S::kWarps][kRows], sum[S::kWarps][kRows], weight[S::kWarps][kRows];
-    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, row = lane / 4, n_warps = blockDim.x / kLanes;
+    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, n_warps = blockDim.x / kLanes;
     __syncthreads();
-    if (lane % 4 == 0) {
-        maximum[warp][row] = sums.maximum;
-        sum[warp][row] = sums.sum;
-    }
-    if (row < n_rows) {
-        float * to = red + (warp * kRows + row) * S::kRedStride + lane % 4 * 2;
 #pragma unroll
-        for (int i = 0; i < S::kRegs; ++i) {
-            *reinterpret_cast<float2 *>(to + 8 * i) = {sums.out[2 * i] + sums.offset,
-                                                       sums.out[2 * i + 1] + sums.offset};
+    for (int tile = 0; tile < kRows / kTile; ++tile) {
+        const int own = tile < T ? tile : 0, row = kTile * tile + lane % 4;
+        if (lane < kTile) {
+            maximum[warp][row] = tile < T ? sums.maximum[own] : -INFINITY;
+            sum[warp][row] = sums.sum[own];
+        }
+        if (tile < T && row < n_rows) {
+            float * to = red + (warp * kRows + row) * S::kRedStride + lane / 4;
+#pragma unroll
+            for (int i = 0; i < S::kRegs; ++i) {
+                to[8 * i] = sums.out[own][i] + sums.offset[own];
+            }
         }
     }
     __syncthreads();

@@ -1,6 +1,11 @@
 #pragma once
 // What all parts of the attend_kv kernel share. One warp works on one unit at a time: a block of a segment, or 32
-// tokens of the window. Lane l has row l / 4 (a query head) and quarter l % 4, as in a C fragment of mma.m16n8k32.
+// tokens of the window. It multiplies by mma.m16n8k32: the codes of 16 tokens, or of 16 channels of values, are the
+// rows of A; a query head has two columns of B and of C, for the high and the low bytes of what meets the codes as
+// 16-bit integers. So four heads make a tile, and a pass has one of them or two.
+//
+// Lane l has rows l / 4 and l / 4 + 8 of C and head l % 4 of each tile. For B it feeds the column l / 4: head l / 8,
+// high bytes or, where l / 4 is odd, low ones.
 #include "attend_kv_launch.h"
 #include "cuda/ptx.cuh"
 #include "cuda_index.h"
@@ -20,9 +25,9 @@ constexpr float kLog2Share = -0.98838930f;  // its logarithm
 
 template <int D>
 struct Shape {
-    static constexpr int kRegs = D / 8;     // of 16 places; also the tiles of 8 channels
+    static constexpr int kRegs = D / 8;     // of 16 places; also the channels of a lane of C
     static constexpr int kSteps = D / 16;   // of 16 channels
-    static constexpr int kQuarter = D / 4;  // channels of a lane
+    static constexpr int kQuarter = D / 4;  // channels of a lane of B
     static constexpr int kSlot = 72 * D;    // bytes of half a unit: 8-bit codes, parameters by 32 channels
     static constexpr int kWarps = D >= 256 ? 6 : D >= 128 ? 12 : 16;  // at most: as many as shared memory takes
     static constexpr int kRedStride = D + 8;                          // floats; spreads the rows over the banks
@@ -36,13 +41,59 @@ struct Shape {
     }
 };
 
-// The f32 whose integer kMagic put in its low bits: four of them as the bytes of high and of low halves.
-__device__ __forceinline__ void pack_bytes(const float (&x)[4], uint32_t & high, uint32_t & low) {
-    const uint32_t a = __float_as_uint(x[0]), b = __float_as_uint(x[1]);
-    const uint32_t c = __float_as_uint(x[2]), d = __float_as_uint(x[3]);
-    const uint32_t ab = __byte_perm(a, b, 0x5140), cd = __byte_perm(c, d, 0x5140);  // low a, low b, high a, high b
-    low = __byte_perm(ab, cd, 0x5410) ^ 0x80808080u;
-    high = __byte_perm(ab, cd, 0x7632);
+constexpr int kTile = 4;  // heads
+
+// What is loaded for the next tile waits for this one, or it would take registers that there are not.
+__device__ __forceinline__ void end_of_tile() {
+    asm volatile("" ::: "memory");
+}
+
+// What a lane puts into its column of B.
+struct Feed {
+    bool low;       // bytes
+    uint32_t flip;  // makes them signed
+
+    __device__ __forceinline__ explicit Feed(int lane) : low(lane & 4), flip(low ? 0x80808080u : 0) {}
+
+    // Of four integers, as kMagic puts them in the low bits of floats.
+    __device__ __forceinline__ uint32_t bytes(const float (&x)[4]) const { return picked(x, low ? 0x40 : 0x51) ^ flip; }
+    // What the lane that feeds the head's other column puts there.
+    __device__ __forceinline__ uint32_t others_bytes(const float (&x)[4]) const {
+        return picked(x, low ? 0x51 : 0x40) ^ (flip ^ 0x80808080u);
+    }
+
+  private:
+    __device__ __forceinline__ static uint32_t picked(const float (&x)[4], uint32_t bytes) {
+        const uint32_t ab = __byte_perm(__float_as_uint(x[0]), __float_as_uint(x[1]), bytes);
+        const uint32_t cd = __byte_perm(__float_as_uint(x[2]), __float_as_uint(x[3]), bytes);
+        return __byte_perm(ab, cd, 0x5410);
+    }
+};
+
+// The head whose column a lane feeds, in tile `tile`; and what such a lane has of a head, where the lanes of C want it.
+__device__ __forceinline__ int fed_head(int tile, int lane) {
+    return kTile * tile + lane / 8;
+}
+
+__device__ __forceinline__ float from_feeder(float x, int lane) {
+    return __shfl_sync(~0u, x, lane % 4 * 8);
+}
+
+// Over the rows of C: the lanes that have the same head.
+__device__ __forceinline__ float rows_max(float x) {
+#pragma unroll
+    for (int step = 4; step < kLanes; step *= 2) {
+        x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+    }
+    return x;
+}
+
+__device__ __forceinline__ float rows_sum(float x) {
+#pragma unroll
+    for (int step = 4; step < kLanes; step *= 2) {
+        x += __shfl_xor_sync(~0u, x, step);
+    }
+    return x;
 }
 
 // 1 + range_of() of byte `i` of a word.
@@ -89,7 +140,7 @@ struct Ref {
 };
 static_assert(sizeof(Ref) == sizeof(BlockRef));
 
-// Halves of a 16-bit integer meet the codes in rows of their own.
+// Halves of a 16-bit integer meet the codes in columns of their own.
 __device__ __forceinline__ int whole_int(int high, int low) {
     return high * 256 + low;
 }
@@ -232,14 +283,14 @@ __device__ __forceinline__ TokenParams token_params(const uint8_t * data, int ki
     return {data, kind, n, unit, shrink / float((1 << bits) - 1), shrink / 2, float(1 << bits) / 2};
 }
 
-// Walsh-Hadamard over a lane's and its quad's channels. kIn: bits of the channel that number registers below the
-// quarter's two; x [N], the registers of a lane: register i has channel i >> kIn << (kIn + 2) | quarter << kIn |
-// i % (1 << kIn).
-template <int kIn, int N>
-__device__ __forceinline__ void quad_hadamard(float (&x)[N], int size, float norm) {
+// Walsh-Hadamard over channels: register i of a lane of B has channel 16 (i / 4) + 4 (lane % 4) + i % 4, one of C
+// channel 8 i + lane / 4. Steps over registers, then over lanes; `first` and `last` are the lanes' bits.
+template <int kWithin, int kFirst, int kLast, int N>
+__device__ __forceinline__ void lanes_hadamard(float (&x)[N], int size, float norm) {
+    constexpr int kOver = 2 * kLast / kFirst;  // lanes that share a row
 #pragma unroll
     for (int half = 1; half < N; half *= 2) {
-        const int span = half < (1 << kIn) ? half : half * 4;  // of channels
+        const int span = half < kWithin ? half : half * kOver;  // of channels
         if (span < size) {
 #pragma unroll
             for (int i = 0; i < N; ++i) {
@@ -252,11 +303,11 @@ __device__ __forceinline__ void quad_hadamard(float (&x)[N], int size, float nor
         }
     }
 #pragma unroll
-    for (int lane_bit = 1; lane_bit <= 2; lane_bit *= 2) {
-        const bool upper = threadIdx.x & lane_bit;
+    for (int bit = kFirst; bit <= kLast; bit *= 2) {
+        const bool upper = threadIdx.x & bit;
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-            const float other = __shfl_xor_sync(~0u, x[i], lane_bit);
+            const float other = __shfl_xor_sync(~0u, x[i], bit);
             x[i] = upper ? other - x[i] : x[i] + other;
         }
     }
@@ -264,6 +315,16 @@ __device__ __forceinline__ void quad_hadamard(float (&x)[N], int size, float nor
     for (int i = 0; i < N; ++i) {
         x[i] *= norm;
     }
+}
+
+template <int N>
+__device__ __forceinline__ void query_hadamard(float (&x)[N], int size) {
+    lanes_hadamard<4, 1, 2>(x, size, rsqrtf(float(size)));
+}
+
+template <int N>
+__device__ __forceinline__ void sums_hadamard(float (&x)[N], int size) {
+    lanes_hadamard<1, 4, 16>(x, size, rsqrtf(float(size)));
 }
 
 }  // namespace zipcache::cuda

@@ -4,11 +4,11 @@
 
 namespace zipcache::cuda {
 
-// x: channel 8 i + 2 quarter + e at [2 i + e], of one space of stored values, to another. Spaces come by value: a
-// struct whose address is taken is kept in memory.
+// x: channel 8 i + lane / 4 at [i], of one space of stored values, to another. Spaces come by value: a struct whose
+// address is taken is kept in memory.
 template <int D>
 __device__ __noinline__ void change_space(float * x, Space from, Space to, int lane) {
-    constexpr int kN = Shape<D>::kQuarter, kSize = D & -D;
+    constexpr int kN = Shape<D>::kRegs;
     float y[kN];
 #pragma unroll
     for (int i = 0; i < kN; ++i) {
@@ -17,12 +17,12 @@ __device__ __noinline__ void change_space(float * x, Space from, Space to, int l
 #pragma unroll 1
     for (int half = 0; half < 2; ++half) {  // out of one, into the other
         if (half == 0 ? from.rotate : to.rotate) {
-            quad_hadamard<1>(y, kSize, rsqrtf(float(kSize)));
+            sums_hadamard(y, D & -D);
         }
         if (half == 0) {
 #pragma unroll
             for (int i = 0; i < kN; ++i) {
-                const int channel = 8 * (i / 2) + lane % 4 * 2 + i % 2;
+                const int channel = 8 * i + lane / 4;
                 y[i] *=
                     __fdividef(from.divisor ? from.divisor[channel] : 1.0f, to.divisor ? to.divisor[channel] : 1.0f);
             }
@@ -34,21 +34,24 @@ __device__ __noinline__ void change_space(float * x, Space from, Space to, int l
     }
 }
 
-// What a warp has of an item: one query head in each four lanes, channel 8 i + 2 quarter + e at [2 i + e].
-template <int D>
+// What a warp has of an item: of head lane % 4 of each tile, channel 8 i + lane / 4 at [i].
+template <int D, int T>
 struct Sums {
-    float out[Shape<D>::kQuarter];  // unnormalized, in `space`
-    float offset;                   // to be added to each of them
-    float maximum, sum;             // of logits to base 2, or up to 8 less; and of 2^(logit - maximum)
+    float out[T][Shape<D>::kRegs];  // unnormalized, in `space`
+    float offset[T];                // to be added to each of them
+    float maximum[T], sum[T];       // of logits to base 2, or up to 8 less; and of 2^(logit - maximum)
     Space space;
 
     __device__ __forceinline__ void clear(const Space & home) {
 #pragma unroll
-        for (int i = 0; i < Shape<D>::kQuarter; ++i) {
-            out[i] = 0;
+        for (int tile = 0; tile < T; ++tile) {
+#pragma unroll
+            for (int i = 0; i < Shape<D>::kRegs; ++i) {
+                out[tile][i] = 0;
+            }
+            offset[tile] = sum[tile] = 0;
+            maximum[tile] = -INFINITY;
         }
-        offset = sum = 0;
-        maximum = -INFINITY;
         space = home;
     }
 
@@ -57,72 +60,96 @@ struct Sums {
         if (space.divisor == to.divisor && space.rotate == to.rotate) {
             return;
         }
-        float x[Shape<D>::kQuarter];
 #pragma unroll
-        for (int i = 0; i < Shape<D>::kQuarter; ++i) {
-            x[i] = out[i] + offset;
-        }
-        change_space<D>(x, space, to, lane);
+        for (int tile = 0; tile < T; ++tile) {
+            float x[Shape<D>::kRegs];
 #pragma unroll
-        for (int i = 0; i < Shape<D>::kQuarter; ++i) {
-            out[i] = x[i];
+            for (int i = 0; i < Shape<D>::kRegs; ++i) {
+                x[i] = out[tile][i] + offset[tile];
+            }
+            change_space<D>(x, space, to, lane);
+#pragma unroll
+            for (int i = 0; i < Shape<D>::kRegs; ++i) {
+                out[tile][i] = x[i];
+            }
+            offset[tile] = 0;
         }
-        offset = 0;
         space = to;
     }
 };
 
-// Logits s [N] become weights kShare 2^(s - their maximum), 0 where hidden. Takes their maximum and sum into `sums` and
-// returns what the weights are to be multiplied by.
-template <int D, int N>
-__device__ __forceinline__ float take_weights(float (&s)[N], Sums<D> & sums, float & total) {
-    float most = -INFINITY;
+// What a unit's weights are worth.
+template <int T>
+struct Worth {
+    float own[T];    // a weight is to be multiplied by it
+    float total[T];  // sum of the weights
+};
+
+// Logits s [tile][N] become weights kShare 2^(s - their maximum), 0 where hidden. Takes their maximum and sum into
+// `sums`.
+template <int D, int T, int N>
+__device__ __forceinline__ Worth<T> take_weights(float (&s)[T][N], Sums<D, T> & sums) {
+    Worth<T> worth;
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-        most = fmaxf(most, s[i]);
-    }
-    most = quad_max(most);
-    // the reference lags behind the maximum, so that sums are seldom scaled
-    const float top = most > sums.maximum + 8 ? most : sums.maximum;
-    const float safe = top == -INFINITY ? 0 : top;  // nothing seen yet
-    const float keep = exp2_fast(sums.maximum - safe), own = exp2_fast(most - safe) * (1 / kShare);
-    const float reference = most == -INFINITY ? 0 : most - kLog2Share;
-    total = 0;
+    for (int tile = 0; tile < T; ++tile) {
+        float most = -INFINITY;
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-        s[i] = exp2_fast(s[i] - reference);
-        total += s[i];
-    }
-    total = quad_sum(total);
-    if (__any_sync(~0u, keep != 1)) {
-#pragma unroll
-        for (int i = 0; i < Shape<D>::kQuarter; ++i) {
-            sums.out[i] *= keep;
+        for (int i = 0; i < N; ++i) {
+            most = fmaxf(most, s[tile][i]);
         }
-        sums.offset *= keep;
-        sums.sum *= keep;
+        most = rows_max(most);
+        // the reference lags behind the maximum, so that sums are seldom scaled
+        float & maximum = sums.maximum[tile];
+        const float top = most > maximum + 8 ? most : maximum;
+        const float safe = top == -INFINITY ? 0 : top;  // nothing seen yet
+        const float keep = exp2_fast(maximum - safe), own = exp2_fast(most - safe) * (1 / kShare);
+        const float reference = most == -INFINITY ? 0 : most - kLog2Share;
+        float total = 0;
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            s[tile][i] = exp2_fast(s[tile][i] - reference);
+            total += s[tile][i];
+        }
+        total = rows_sum(total);
+        if (__any_sync(~0u, keep != 1)) {
+#pragma unroll
+            for (int i = 0; i < Shape<D>::kRegs; ++i) {
+                sums.out[tile][i] *= keep;
+            }
+            sums.offset[tile] *= keep;
+            sums.sum[tile] *= keep;
+        }
+        sums.sum[tile] += total * own;
+        maximum = top;
+        worth.own[tile] = own;
+        worth.total[tile] = total;
     }
-    sums.sum += total * own;
-    sums.maximum = top;
-    return own;
+    return worth;
 }
 
-// The weights of 64 places as A fragments of integers: a word for each 16 places.
+// The weights of 64 places as B fragments of integers: a word for each 16 places.
+template <int T>
 struct WeightQuery {
-    uint32_t high[4], low[4];
+    uint32_t q[T][4];
 
-    // w [16]: at most kMost
-    __device__ __forceinline__ void pack(const float (&w)[16]) {
+    // v [8]: of places 8 i + lane / 4, integers as kMagic puts them in the low bits of floats. The lanes of C that have
+    // a head hand its places over to those that feed its columns.
+    __device__ __forceinline__ void pack(int tile, const float (&v)[8], int lane) {
+        const Feed feed(lane);
 #pragma unroll
-        for (int step = 0; step < 4; ++step) {
-            const float v[4] = {w[4 * step] + kMagic, w[4 * step + 1] + kMagic, w[4 * step + 2] + kMagic,
-                                w[4 * step + 3] + kMagic};
-            pack_bytes(v, high[step], low[step]);
+        for (int step = 0; step < 4; step += 2) {
+            uint32_t x[2];  // then of places 8 (lane / 4 % 2) + 2 (lane % 4) and + 1 of the head that the lane feeds
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                x[i] = transposed(
+                    __byte_perm(__float_as_uint(v[2 * (step + i)]), __float_as_uint(v[2 * (step + i) + 1]), 0x5410));
+            }
+            const uint32_t mine = __byte_perm(x[0], x[1], feed.low ? 0x6420 : 0x7531);
+            const uint32_t yours = __byte_perm(x[0], x[1], feed.low ? 0x7531 : 0x6420);
+            const uint32_t other = __shfl_xor_sync(~0u, yours, 4);
+            q[tile][step] = __byte_perm(mine, other, feed.low ? 0x1054 : 0x5410) ^ feed.flip;
+            q[tile][step + 1] = __byte_perm(mine, other, feed.low ? 0x3276 : 0x7632) ^ feed.flip;
         }
-    }
-    __device__ __forceinline__ void multiply(int (&c)[4], const uint32_t (&b)[4]) const {
-        mma_k32(c, high[0], low[0], high[1], low[1], b[0], b[1]);
-        mma_k32(c, high[2], low[2], high[3], low[3], b[2], b[3]);
     }
 };
 
@@ -153,45 +180,57 @@ __device__ __forceinline__ void unpack_in_place(uint32_t codes, int n_steps, int
     }
 }
 
-// Integer products of the weights with tiles [first, first + N) of 8 channels. Places that the block has not weigh
-// nothing, whatever lies in the slot.
-template <int Bits, int D, int N>
-__device__ __forceinline__ void multiply_tiles(const WeightQuery & w, uint32_t slot, int n_steps, int lane, int first,
-                                               int (&c)[N][4]) {
+// Integer products of the weights with channels 8 first + [0, 8 N). Places that the block has not weigh nothing,
+// whatever lies in the slot.
+template <int Bits, int D, int T, int N>
+__device__ __forceinline__ void multiply_channels(const WeightQuery<T> & w, uint32_t slot, int n_steps, int lane,
+                                                  int first, int (&c)[T][N][4]) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-        c[i][0] = c[i][1] = c[i][2] = c[i][3] = 0;
+    for (int i = 0; i < T * N; ++i) {
+        auto & own = c[i / N][i % N];
+        own[0] = own[1] = own[2] = own[3] = 0;
     }
 #pragma unroll 1
     for (int pair = 0; 2 * pair < n_steps; ++pair) {
-        uint32_t b[2][N];
-        unpack_in_place<Bits, D>(slot, n_steps, 2 * pair, lane, first, b[0]);
-        unpack_in_place<Bits, D>(slot, n_steps, 2 * pair + 1, lane, first, b[1]);
-        // chosen, not indexed: registers have no addresses
-        const uint32_t high0 = pair == 0 ? w.high[0] : w.high[2], high1 = pair == 0 ? w.high[1] : w.high[3];
-        const uint32_t low0 = pair == 0 ? w.low[0] : w.low[2], low1 = pair == 0 ? w.low[1] : w.low[3];
+        uint32_t codes[2][2 * N];
+        unpack_in_place<Bits, D>(slot, n_steps, 2 * pair, lane, first, codes[0]);
+        unpack_in_place<Bits, D>(slot, n_steps, 2 * pair + 1, lane, first, codes[1]);
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
-            mma_k32(c[i], high0, low0, high1, low1, b[0][i], b[1][i]);
+        for (int tile = 0; tile < T; ++tile) {
+            // chosen, not indexed: registers have no addresses
+            const uint32_t w0 = pair == 0 ? w.q[tile][0] : w.q[tile][2], w1 = pair == 0 ? w.q[tile][1] : w.q[tile][3];
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                mma_k32(c[tile][i], codes[0][2 * i], codes[0][2 * i + 1], codes[1][2 * i], codes[1][2 * i + 1], w0, w1);
+            }
         }
     }
 }
 
-// Calls use(number of a register of sums, the product, its unit) for each channel of the lane; half of the tiles at a
-// time. unit: of the integers' products.
-template <int D, class Use>
-__device__ __forceinline__ void multiply_values(const WeightQuery & w, float unit, int bits, uint32_t slot, int n_steps,
+// Registers of codes that are multiplied at a time: as many as leave room for the products.
+constexpr int regs_at_once(int n_regs, int n_tiles) {
+    while (n_regs * n_tiles > (n_tiles == 1 ? 16 : 8) && n_regs % 4 == 0) {
+        n_regs /= 2;
+    }
+    return n_regs;
+}
+
+// Calls use(tile, number of a register of sums, the product, what divides its unit) for each channel of the lane.
+template <int D, int T, class Use>
+__device__ __forceinline__ void multiply_values(const WeightQuery<T> & w, int bits, uint32_t slot, int n_steps,
                                                 int lane, Use && use) {
     with_bits(bits, [&](auto n_bits) {
-        constexpr int kTiles = Shape<D>::kRegs / 2;
+        constexpr int kRegs = Shape<D>::kRegs, kN = regs_at_once(kRegs, T);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            int c[kTiles][4];
-            multiply_tiles<decltype(n_bits)::value, D>(w, slot, n_steps, lane, half * kTiles, c);
+        for (int first = 0; first < kRegs; first += kN) {
+            int c[T][kN / 2][4];
+            multiply_channels<decltype(n_bits)::value, D, T>(w, slot, n_steps, lane, first, c);
 #pragma unroll
-            for (int i = 0; i < 2 * kTiles; ++i) {
-                const int place = place_in_byte<decltype(n_bits)::value>(half * kTiles + i / 2);
-                use(2 * half * kTiles + i, whole(c[i / 2][i % 2], c[i / 2][i % 2 + 2]), unit / float(1 << place));
+            for (int i = 0; i < T * kN; ++i) {
+                const int tile = i / kN, reg = i % kN;
+                const auto & own = c[tile][reg / 2];
+                use(tile, first + reg, whole(own[reg % 2 * 2], own[reg % 2 * 2 + 1]),
+                    1 / float(1 << place_in_byte<decltype(n_bits)::value>(first + reg)));
             }
         }
     });
@@ -210,106 +249,127 @@ struct ValueBlock {
 };
 
 // The weights of a set of parameters as integers, and what makes values of their products with codes.
+template <int T>
 struct Weighing {
-    WeightQuery query;
-    float unit;    // of a product
-    float offset;  // of each channel
+    WeightQuery<T> query;
+    float unit[T];    // of a product
+    float offset[T];  // of each channel
 };
-
-// Sums of the weights, and of the weights times the middles plus 128, by the same multiplication as the codes.
-__device__ __forceinline__ void weigh_middles(const WeightQuery & w, bool pair, uint32_t middles, int n_steps, int lane,
-                                              float & ones, float & with_middle) {
-    uint32_t column[4] = {};
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-        const uint32_t m = pair ? in_shared<uint32_t>(middles + (lane % 4 * n_steps + step) * 4) : 0;
-        column[step] = lane / 4 == 0 ? m ^ 0x80808080u : lane / 4 == 1 ? 0x01010101u : 0;
-    }
-    int c[4] = {};
-    w.multiply(c, column);
-    with_middle = __shfl_sync(~0u, whole(c[0], c[2]), lane & ~3);
-    ones = __shfl_sync(~0u, whole(c[1], c[3]), lane & ~3);
-}
 
 // Tokens' 8-bit parameters for all channels: the recipe of `auto`. Where there is no token, what is read weighs
 // nothing.
-__device__ __forceinline__ void weigh_f8(const ValueBlock & block, const float (&s)[16], float own, int lane,
-                                         Weighing & to) {
+template <int T>
+__device__ __forceinline__ void weigh_f8(const ValueBlock & block, const float (&s)[T][8], const Worth<T> & worth,
+                                         int lane, Weighing<T> & to) {
+    constexpr uint32_t kOnes = 0x01010101u;
     const int n = block.n_steps;
-    const uint32_t ranges = block.params();
+    const uint32_t ranges = block.params(), middles = ranges + n * kStep;
+    const bool pair = block.r.v_kind == GGML_ZIPCACHE_PARAMS_F8_PAIR;
+    uint32_t words[4];  // of ranges
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-        const uint32_t word = in_shared<uint32_t>(ranges + (lane % 4 * n + step) * 4);
-        float v[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            v[i] = fmaf(s[4 * step + i], above_range(word, i), kMagic);  // the 1 too much is half an integer at most
-        }
-        pack_bytes(v, to.query.high[step], to.query.low[step]);
+        words[step] = in_shared<uint32_t>(ranges + (lane / 8 * n + step) * 4);
     }
-    const bool pair = block.r.v_kind == GGML_ZIPCACHE_PARAMS_F8_PAIR;
-    float ones, with_middle;
-    weigh_middles(to.query, pair, ranges + n * kStep, n, lane, ones, with_middle);
-    const float unit = own * block.r.units.v_range;
-    const float middle = pair ? (with_middle - 128 * ones) * (1.0f / 256) : 0.0f;
-    to.offset = unit * (middle - block.shrink() / 2 * ones);
-    to.unit = unit * block.shrink() / block.levels();
+#pragma unroll
+    for (int tile = 0; tile < T; ++tile) {
+        float v[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {  // the 1 too much is half an integer at most
+            v[i] = fmaf(s[tile][i], above_range(words[i / 2], i % 2 * 2 + lane / 4 % 2), kMagic);
+        }
+        to.query.pack(tile, v, lane);
+    }
+    // sums of the weights, and of the weights times the middles plus 128, by the same multiplication as the codes
+    uint32_t m[4];
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+        m[step] = pair ? in_shared<uint32_t>(middles + (lane % 4 * n + step) * 4) ^ 0x80808080u : 0;
+    }
+#pragma unroll
+    for (int tile = 0; tile < T; ++tile) {
+        const auto & q = to.query.q[tile];
+        int c[4];
+        mma_k32_first(c, m[0], kOnes, m[1], kOnes, q[0], q[1]);
+        mma_k32(c, m[2], kOnes, m[3], kOnes, q[2], q[3]);
+        const float with_middle = whole(c[0], c[1]), ones = whole(c[2], c[3]);
+        const float unit = worth.own[tile] * block.r.units.v_range;
+        const float middle = pair ? (with_middle - 128 * ones) * (1.0f / 256) : 0.0f;
+        to.offset[tile] = unit * (middle - block.shrink() / 2 * ones);
+        to.unit[tile] = unit * block.shrink() / block.levels();
+    }
 }
 
-// Scales w [16] to the integers' range.
-__device__ __forceinline__ void pack_scaled(float (&w)[16], float own, Weighing & to) {
+// Scales w [8] to the integers' range.
+template <int T>
+__device__ __forceinline__ void pack_scaled(int tile, const float (&w)[8], float own, int lane, Weighing<T> & to) {
     float most = 0;
 #pragma unroll
-    for (int i = 0; i < 16; ++i) {
+    for (int i = 0; i < 8; ++i) {
         most = fmaxf(most, fabsf(w[i]));
     }
-    most = quad_max(most);
+    most = rows_max(most);
     const float up = most > 0 ? kMost / most : 0;
+    float v[8];
 #pragma unroll
-    for (int i = 0; i < 16; ++i) {
-        w[i] *= up;
+    for (int i = 0; i < 8; ++i) {
+        v[i] = fmaf(w[i], up, kMagic);
     }
-    to.query.pack(w);
-    to.unit = most / kMost * own;
+    to.query.pack(tile, v, lane);
+    to.unit[tile] = most / kMost * own;
 }
 
 // Tokens' f16 pairs for all channels, which copy() put into the slot: the policy zipcache.
-__device__ __forceinline__ void weigh_pairs(const ValueBlock & block, const float (&s)[16], float own, int lane,
-                                            Weighing & to) {
-    float w[16], offset = 0;
+template <int T>
+__device__ __forceinline__ void weigh_pairs(const ValueBlock & block, const float (&s)[T][8], const Worth<T> & worth,
+                                            int lane, Weighing<T> & to) {
+    float2 p[8];
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
         uint4 v = {};
         if (step < block.n_steps) {
-            v = in_shared<uint4>(block.params() + (lane % 4 * block.n_steps + step) * 16);
+            v = in_shared<uint4>(block.params() + (lane / 8 * block.n_steps + step) * 16);
         }
-        const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const float2 p = __half22float2(*reinterpret_cast<const __half2 *>(&words[i]));
-            w[4 * step + i] = s[4 * step + i] * p.x;
-            offset = fmaf(s[4 * step + i], p.y, offset);
-        }
+        const bool odd = lane / 4 % 2 != 0;
+        const uint32_t words[2] = {odd ? v.y : v.x, odd ? v.w : v.z};
+        p[2 * step] = __half22float2(*reinterpret_cast<const __half2 *>(&words[0]));
+        p[2 * step + 1] = __half22float2(*reinterpret_cast<const __half2 *>(&words[1]));
     }
-    pack_scaled(w, own, to);
-    to.offset = quad_sum(offset) * own;
+#pragma unroll
+    for (int tile = 0; tile < T; ++tile) {
+        float w[8], offset = 0;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            w[i] = s[tile][i] * p[i].x;
+            offset = fmaf(s[tile][i], p[i].y, offset);
+        }
+        pack_scaled(tile, w, worth.own[tile], lane, to);
+        to.offset[tile] = rows_sum(offset) * worth.own[tile];
+    }
 }
 
 // Any other parameters of tokens, of one set of channels.
-__device__ __forceinline__ void weigh_any(const ValueBlock & block, int n_sets, int set, const float (&s)[16],
-                                          float own, int lane, Weighing & to) {
-    const int n_places = block.n_steps * kStep, first = set * n_places + (lane % 4) * (n_places / 4);
+template <int T>
+__device__ __forceinline__ void weigh_any(const ValueBlock & block, int n_sets, int set, const float (&s)[T][8],
+                                          const Worth<T> & worth, int lane, Weighing<T> & to) {
+    const int n_places = block.n_steps * kStep;
+    const int first = set * n_places + lane / 8 * (n_places / 4) + lane / 4 % 2;
     const TokenParams params = token_params(shared_bytes() + block.params(), block.r.v_kind, n_sets * n_places,
                                             block.r.units.v_range, block.shrink(), block.ref.v_bits());
-    float w[16], offset = 0;
+    float w[T][8], offset[T] = {};
 #pragma unroll
-    for (int i = 0; i < 16; ++i) {
-        const Param p = i < n_places / 4 ? params.at(first + i) : Param{0, 0};
-        w[i] = s[i] * p.scale;
-        offset = fmaf(s[i], p.min, offset);
+    for (int i = 0; i < 8; ++i) {
+        const Param p = 8 * i < n_places ? params.at(first + 2 * i) : Param{0, 0};
+#pragma unroll
+        for (int tile = 0; tile < T; ++tile) {
+            w[tile][i] = s[tile][i] * p.scale;
+            offset[tile] = fmaf(s[tile][i], p.min, offset[tile]);
+        }
     }
-    pack_scaled(w, own, to);
-    to.offset = quad_sum(offset) * own;
+#pragma unroll
+    for (int tile = 0; tile < T; ++tile) {
+        pack_scaled(tile, w[tile], worth.own[tile], lane, to);
+        to.offset[tile] = rows_sum(offset[tile]) * worth.own[tile];
+    }
 }
 
 // The parameters of a channel of values: of scope segment or group.
@@ -324,66 +384,72 @@ __device__ __forceinline__ Param channel_param(const ValueBlock & block, const u
             float(static_cast<int8_t>(params[dim + at])) * r.units.v_mid - range * (block.shrink() / 2)};
 }
 
-// Channels' parameters scale what the weights alone gave. total: of the weights.
-template <int D>
-__device__ __forceinline__ void add_channels(const ValueBlock & block, const float (&s)[16], float own, float total,
-                                             int lane, Sums<D> & sums) {
+// Channels' parameters scale what the weights alone gave.
+template <int D, int T>
+__device__ __forceinline__ void add_channels(const ValueBlock & block, const float (&s)[T][8], const Worth<T> & worth,
+                                             int lane, Sums<D, T> & sums) {
     const auto & r = block.r;
     const int set = r.v_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR ? block.ref.tier() * D * 4 : 0;
     const uint8_t * params =
         r.v_scope == GGML_ZIPCACHE_SCOPE_GROUP ? shared_bytes() + block.params() : r.v_params + set;
-    float w[16];
+    Weighing<T> w;
 #pragma unroll
-    for (int i = 0; i < 16; ++i) {
-        w[i] = s[i];
+    for (int tile = 0; tile < T; ++tile) {
+        pack_scaled(tile, s[tile], worth.own[tile], lane, w);
     }
-    Weighing weighing;
-    pack_scaled(w, own, weighing);
-    multiply_values<D>(weighing.query, weighing.unit, block.ref.v_bits(), block.slot, block.n_steps, lane,
-                       [&](int i, float product, float unit) {
-                           const Param p =
-                               channel_param(block, params, channel_index(8 * (i / 2) + lane % 4 * 2 + i % 2, D), D);
-                           sums.out[i] += fmaf(product * unit, p.scale, p.min * total * own);
-                       });
+    multiply_values<D>(
+        w.query, block.ref.v_bits(), block.slot, block.n_steps, lane, [&](int tile, int i, float product, float part) {
+            const Param p = channel_param(block, params, channel_index(8 * i + lane / 4, D), D);
+            sums.out[tile][i] +=
+                fmaf(product * (w.unit[tile] * part), p.scale, p.min * worth.total[tile] * worth.own[tile]);
+        });
 }
 
 // Adds a block's values by its logits. s is used up. Any: whatever the format; else tokens have parameters of their
 // own, for all channels.
-template <int D, bool Any>
-__device__ __forceinline__ void add_values(const ValueBlock & block, float (&s)[16], int lane, Sums<D> & sums) {
+template <int D, int T, bool Any>
+__device__ __forceinline__ void add_values(const ValueBlock & block, float (&s)[T][8], int lane, Sums<D, T> & sums) {
     const auto & r = block.r;
     sums.move_to(r.v, lane);
-    float total;
-    const float own = take_weights<D>(s, sums, total);
+    const Worth<T> worth = take_weights(s, sums);
     if (block.ref.v_bits() == 0) {
         return;
     }
     if (Any && r.v_scope != GGML_ZIPCACHE_SCOPE_TOKEN) {
-        add_channels<D>(block, s, own, total, lane, sums);
+        add_channels(block, s, worth, lane, sums);
         return;
     }
     const int n_sets = Any ? D / r.v_block : 1;
     if (n_sets == 1 && (!Any || r.v_kind != GGML_ZIPCACHE_PARAMS_F16_SCALE)) {
-        Weighing w;
+        Weighing<T> w;
         if (r.v_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR) {
-            weigh_pairs(block, s, own, lane, w);
+            weigh_pairs(block, s, worth, lane, w);
         } else {
-            weigh_f8(block, s, own, lane, w);
+            weigh_f8(block, s, worth, lane, w);
         }
-        sums.offset += w.offset;
-        multiply_values<D>(w.query, w.unit, block.ref.v_bits(), block.slot, block.n_steps, lane,
-                           [&](int i, float product, float unit) { sums.out[i] = fmaf(product, unit, sums.out[i]); });
+#pragma unroll
+        for (int tile = 0; tile < T; ++tile) {
+            sums.offset[tile] += w.offset[tile];
+        }
+        multiply_values<D>(w.query, block.ref.v_bits(), block.slot, block.n_steps, lane,
+                           [&](int tile, int i, float product, float part) {
+                               sums.out[tile][i] = fmaf(product, w.unit[tile] * part, sums.out[tile][i]);
+                           });
         return;
     }
-    // all are multiplied and one set is used: the loop stays short, and such formats are rare
+    if constexpr (Any) {
+        // all are multiplied and one set is used: the loop stays short, and such formats are rare
 #pragma unroll 1
-    for (int set = 0; Any && set < n_sets; ++set) {
-        Weighing w;
-        weigh_any(block, n_sets, set, s, own, lane, w);
-        multiply_values<D>(w.query, w.unit, block.ref.v_bits(), block.slot, block.n_steps, lane,
-                           [&](int i, float product, float unit) {
-                               sums.out[i] += i / 2 * 8 / r.v_block == set ? fmaf(product, unit, w.offset) : 0.0f;
-                           });
+        for (int set = 0; set < n_sets; ++set) {
+            Weighing<T> w;
+            weigh_any(block, n_sets, set, s, worth, lane, w);
+            multiply_values<D>(w.query, block.ref.v_bits(), block.slot, block.n_steps, lane,
+                               [&](int tile, int i, float product, float part) {
+                                   sums.out[tile][i] += i * 8 / r.v_block == set
+                                                            ? fmaf(product, w.unit[tile] * part, w.offset[tile])
+                                                            : 0.0f;
+                               });
+        }
     }
 }
 

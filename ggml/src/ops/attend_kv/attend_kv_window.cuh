@@ -1,6 +1,6 @@
 #pragma once
 // A unit of the window: up to 32 tokens of f16. As with codes, what rounding to f16 leaves of the query and of the
-// probabilities takes the rows of the multiplication that heads don't need.
+// probabilities takes a column of its own.
 #include "attend_kv_keys.cuh"
 #include "attend_kv_values.cuh"
 
@@ -25,54 +25,71 @@ __device__ __forceinline__ void copy_rows(uint32_t slot, const uint16_t * rows, 
     }
 }
 
-// x: as load_query() has it; s [8]: the logit of token 8 (i / 2) + 2 quarter + i % 2 at [i]
-template <int D>
-__device__ __forceinline__ void window_logits(const float (&x)[Shape<D>::kQuarter], uint32_t slot, int n, int lane,
-                                              float (&s)[8]) {
-    float c[4][4] = {};
+// s [tile]: the logit of token 8 i + lane / 4 at [i].
+template <int D, int T>
+__device__ __forceinline__ void window_logits(const Queries & queries, uint32_t slot, int n, int lane,
+                                              float (&s)[T][4]) {
+    const bool rest = Feed(lane).low;  // the column has what rounding leaves
 #pragma unroll
-    for (int i = 0; i < Shape<D>::kSteps; ++i) {
-        const uint32_t a0 = half_pair(x[4 * i], x[4 * i + 1]), a2 = half_pair(x[4 * i + 2], x[4 * i + 3]);
-        const uint32_t a1 = half_rest(x[4 * i], x[4 * i + 1], a0), a3 = half_rest(x[4 * i + 2], x[4 * i + 3], a2);
+    for (int tile = 0; tile < T; ++tile) {
+        float c[2][4] = {};
+#pragma unroll(T == 1 ? Shape<D>::kSteps : 2)
+        for (int i = 0; i < Shape<D>::kSteps; ++i) {
+            const float4 x = load_query<D>(queries, fed_head(tile, lane), i, lane);
+            uint32_t b0 = half_pair(x.x, x.y), b1 = half_pair(x.z, x.w);
+            b0 = rest ? half_rest(x.x, x.y, b0) : b0;
+            b1 = rest ? half_rest(x.z, x.w, b1) : b1;
 #pragma unroll
-        for (int tile = 0; tile < 4; ++tile) {
-            const int row = tile * 8 + lane / 4;
-            const uint2 b = in_shared<uint2>(slot + window_byte<D>(row, (16 * i + lane % 4 * 4) * 2));
-            mma_f16(c[tile], a0, a1, a2, a3, b.x, b.y);
+            for (int step = 0; step < 2; ++step) {  // 16 tokens
+                const int row = step * 16 + lane / 4, byte = (16 * i + lane % 4 * 4) * 2;
+                const uint2 a = in_shared<uint2>(slot + window_byte<D>(row, byte));
+                const uint2 further = in_shared<uint2>(slot + window_byte<D>(row + 8, byte));
+                mma_f16(c[step], a.x, further.x, a.y, further.y, b0, b1);
+            }
         }
-    }
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-        const int token = i / 2 * 8 + lane % 4 * 2 + i % 2;
-        s[i] = token < n ? c[i / 2][i % 2] + c[i / 2][i % 2 + 2] : -INFINITY;
+        for (int i = 0; i < 4; ++i) {
+            s[tile][i] = 8 * i + lane / 4 < n ? c[i / 2][i % 2 * 2] + c[i / 2][i % 2 * 2 + 1] : -INFINITY;
+        }
+        end_of_tile();
     }
 }
 
-template <int D>
-__device__ __forceinline__ void add_window(uint32_t slot, float (&s)[8], int lane, Sums<D> & sums) {
+template <int D, int T>
+__device__ __forceinline__ void add_window(uint32_t slot, float (&s)[T][4], int lane, Sums<D, T> & sums) {
     sums.move_to(Space{nullptr, 0, 0}, lane);
-    float total;
-    const float own = take_weights<D>(s, sums, total);
-    uint32_t high[4], low[4];
+    const Worth<T> worth = take_weights(s, sums);
+    const bool rest = Feed(lane).low;
+    uint32_t b[T][2][2];  // [16 tokens][8 of them]
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        high[i] = half_pair(s[2 * i], s[2 * i + 1]);
-        low[i] = half_rest(s[2 * i], s[2 * i + 1], high[i]);
+    for (int i = 0; i < 2 * T; ++i) {
+        const int tile = i / 2, step = i % 2;
+        const float p0 = s[tile][2 * step], p1 = s[tile][2 * step + 1];
+        const uint32_t rounded = half_pair(p0, p1);
+        // as WeightQuery::pack() does it
+        const uint32_t high = transposed(rounded), low = transposed(half_rest(p0, p1, rounded));
+        const uint32_t other = __shfl_xor_sync(~0u, rest ? high : low, 4);
+        b[tile][step][0] = rest ? other : high;
+        b[tile][step][1] = rest ? low : other;
     }
 #pragma unroll
     for (int i = 0; i < Shape<D>::kRegs; i += 2) {
-        float c[2][4] = {};
+        float c[T][4] = {};
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {  // 16 tokens
-            uint32_t b[4];
-            const int row = half * 16 + lane % 16;
-            load_transposed(b, shared_address(shared_bytes()) + slot + window_byte<D>(row, (i + lane / 16) * 16));
-            mma_f16(c[0], high[2 * half], low[2 * half], high[2 * half + 1], low[2 * half + 1], b[0], b[1]);
-            mma_f16(c[1], high[2 * half], low[2 * half], high[2 * half + 1], low[2 * half + 1], b[2], b[3]);
+        for (int step = 0; step < 2; ++step) {
+            uint32_t a[4];
+            const int row = step * 16 + lane % 16;
+            load_transposed(a, shared_address(shared_bytes()) + slot + window_byte<D>(row, (i + lane / 16) * 16));
+#pragma unroll
+            for (int tile = 0; tile < T; ++tile) {
+                mma_f16(c[tile], a[0], a[2], a[1], a[3], b[tile][step][0], b[tile][step][1]);
+            }
         }
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            sums.out[2 * i + j] = fmaf(c[j / 2][j % 2] + c[j / 2][j % 2 + 2], own, sums.out[2 * i + j]);
+        for (int j = 0; j < 2 * T; ++j) {
+            const int tile = j / 2, e = j % 2;
+            float & sum = sums.out[tile][i + e];
+            sum = fmaf(c[tile][2 * e] + c[tile][2 * e + 1], worth.own[tile], sum);
         }
     }
 }
