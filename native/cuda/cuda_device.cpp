@@ -133,7 +133,7 @@ CudaDevice::CudaDevice(int index) : index_(index), backend_(ggml_backend_cuda_in
 
 // Memory of a compression is kept for the next: giving it back and getting it again costs more than using it.
 void CudaDevice::keep_temporaries() const {
-    uint64_t kept = uint64_t(128) << 20;  // bytes
+    uint64_t kept = uint64_t(32) << 20;  // bytes
     cudaMemPool_t pool = nullptr;
     check(cudaDeviceGetDefaultMemPool(&pool, index_), "find its memory pool");
     check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept), "set its memory pool");

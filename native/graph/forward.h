@@ -70,7 +70,7 @@ class PrefillGraphs {
 
     // Of memory: hidden states, mask, queries of probes, activations.
     size_t bytes() const;
-    void release();  // frees the hidden states and the mask
+    void release();  // frees hidden states, mask and activations
 
   private:
     ggml_tensor * hidden(ggml_context * ctx, int64_t first, int64_t n) const;

@@ -97,7 +97,7 @@ PrefillGraphs::PrefillGraphs(const Network & network, Executor & executor, int n
       logits_(network.h.n_vocab) {}
 
 int64_t PrefillGraphs::chunk_over(int64_t n_keys, int64_t widest) {
-    constexpr int64_t kMost = int64_t(1) << 26, kLeast = 256;  // of the mask's elements; tokens
+    constexpr int64_t kMost = int64_t(1) << 25, kLeast = 256;  // of the mask's elements; tokens
     int64_t chunk = widest;
     while (chunk > kLeast && chunk * n_keys > kMost) {
         chunk /= 2;
@@ -219,6 +219,9 @@ void PrefillGraphs::release() {
     hidden_ = OwnTensor();
     mask_ = OwnTensor();
     watch({});
+    if (memory_.bytes() > 0) {
+        memory_ = GraphMemory(executor_.device(), kMaxNodes);
+    }
 }
 
 }  // namespace zipcache

@@ -37,6 +37,7 @@ __device__ void find_places(const ggml_zipcache_format & f, const Tiers & tiers,
                             uint32_t * counts, uint32_t * token) {
     __shared__ uint32_t before[format::kMaxTiers][kOrderThreads];  // a thread's share of a tier, then those before it
     __shared__ uint32_t total[format::kMaxTiers];
+    __shared__ int64_t start[format::kMaxTiers];  // a tier's first place
     const int order = blockIdx.x, thread = threadIdx.x;
     const int64_t share = (n_tokens + kOrderThreads - 1) / kOrderThreads;
     const int64_t first = min(n_tokens, thread * share), last = min(n_tokens, first + share);
@@ -57,16 +58,19 @@ __device__ void find_places(const ggml_zipcache_format & f, const Tiers & tiers,
         total[thread] = counts[order * f.n_tiers + thread] = sum;
     }
     __syncthreads();
-    for (int64_t i = first; i < last; ++i) {
-        const int tier = min(tiers.at(order, i), f.n_tiers - 1);
-        if (format::evicts(f, tier)) {
-            continue;
-        }
+    if (thread == 0) {
         int64_t place = 0;
-        for (int t = 0; t < tier; ++t) {
+        for (int t = 0; t < f.n_tiers; ++t) {
+            start[t] = place;
             place += cuda_tier_places(f, t, total[t]);
         }
-        token[order * max_places + place_of(f, place, before[tier][thread]++)] = uint32_t(i);
+    }
+    __syncthreads();
+    for (int64_t i = first; i < last; ++i) {
+        const int tier = min(tiers.at(order, i), f.n_tiers - 1);
+        if (!format::evicts(f, tier)) {
+            token[order * max_places + place_of(f, start[tier], before[tier][thread]++)] = uint32_t(i);
+        }
     }
 }
 
