@@ -133,7 +133,8 @@ def more_bytes(made: Outcome) -> Outcome:
 
 
 def found(policy: str, got: Outcome, reference: Outcome) -> bool:
-    return not ops.compare(case_of(policy), got, reference).within(ops.bounds_of(policy, "cpu"))
+    bounds = ops.bounds_of(policy, "cpu", ops.rows_compared(reference))
+    return not ops.compare(case_of(policy), got, reference).within(bounds)
 
 
 @pytest.mark.parametrize("policy", ["f16", "auto", "uniform:8"])
