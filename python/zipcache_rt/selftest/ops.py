@@ -58,9 +58,10 @@ def bounds_of(policy: str, device: str, n_rows: int) -> Bounds:
     attend = 0.05 if device == "cpu" else 0.01
     # a GPU's order fills each tier of a segment up to 16 tokens: short ones, as here, may take twice the bytes
     bits = 0.1 if device == "cpu" else 1.0
-    if not policy.startswith(("auto", "zipcache", "mikv")):
-        return Bounds(attend, differ=0.01, error=0.05, bits=bits)
     # scores are rounded otherwise, and a token that changes its tier may change the parameters of those in both
+    ranked = policy.startswith(("auto", "zipcache", "mikv"))
+    if device == "cpu" or not ranked:
+        return Bounds(attend, differ=0.1 if ranked else 0.01, error=0.05, bits=bits)
     few = 16 / n_rows
     # auto has one price of a bit for all tokens: where many are alike, rounding moves them all, to no worse an error
     differ = 1.0 if policy.startswith("auto") else 0.1 + few
@@ -143,8 +144,9 @@ def test(device: str, size: Size, seed: int, progress: Callable[[float], None]) 
         for i, case in enumerate(cases):
             expected = executor.submit(trial.run, case, "cpu")
             try:
+                got = trial.run(case, device)  # beside the reference, which another process makes
                 reference = expected.result()
-                made = compare(case, trial.run(case, device), reference)
+                made = compare(case, got, reference)
             except ZipCacheError as error:
                 checks.append(Check(f"case {i}", False, f"{type(error).__name__}: {error}; {case}"))
             else:
