@@ -73,6 +73,8 @@ struct ggml_zipcache_format {
 
 // NULL, or what is wrong with it and what is accepted.
 const char * ggml_zipcache_format_error(const struct ggml_zipcache_format * format);
+// Whether the tokens of some tier are not kept.
+bool ggml_zipcache_evicts(const struct ggml_zipcache_format * format);
 
 // quantize_kv: rows to a segment. Codes are those of the paper's section 3.1: scale = (max - min) / (2^b - 1) over the
 // elements that share it, code = clip(round((x - min) / scale), 0, 2^b - 1), with the parameters as they are stored.

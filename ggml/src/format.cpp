@@ -1,4 +1,4 @@
-#include "format.h"
+#include "segment.h"
 
 namespace {
 
@@ -32,6 +32,14 @@ const char * side_error(const ggml_zipcache_format & f, const ggml_zipcache_side
 }
 
 }  // namespace
+
+bool ggml_zipcache_evicts(const ggml_zipcache_format * format) {
+    bool any = false;
+    for (int t = 0; t < format->n_tiers; ++t) {
+        any |= zipcache::format::evicts(*format, t);
+    }
+    return any;
+}
 
 const char * ggml_zipcache_format_error(const ggml_zipcache_format * format) {
     const auto & f = *format;

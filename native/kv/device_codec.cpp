@@ -6,13 +6,6 @@
 #include "common/error.h"
 
 namespace zipcache {
-namespace {
-
-bool evicts(const ggml_zipcache_format & f) {
-    return std::find(f.k.bits, f.k.bits + f.n_tiers, 0) != f.k.bits + f.n_tiers;
-}
-
-}  // namespace
 
 DeviceCodec::DeviceCodec(Device & device, std::shared_ptr<const Policy> policy, const HParams & h)
     : memory_(device), policy_(std::move(policy)), h_(h) {
@@ -75,7 +68,7 @@ std::vector<int64_t> DeviceCodec::dequantize(const Segment & s, int64_t first, i
                                              int64_t stride, const Parallel &) const {
     const int64_t n = s.n_tokens, dim = h_.head_dim;
     const size_t row = dim * sizeof(uint16_t);
-    if (first == 0 && last == n && !evicts(*s.format)) {  // no row has another place than its token's
+    if (first == 0 && last == n && !ggml_zipcache_evicts(s.format)) {  // no row has another place than its token's
         rows_of(s, {n, stride, s.view.k_divisor, s.view.v_divisor, k, v, nullptr});
         std::vector<int64_t> all(n);
         std::iota(all.begin(), all.end(), int64_t(0));

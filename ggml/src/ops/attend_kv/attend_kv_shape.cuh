@@ -284,9 +284,10 @@ __device__ __forceinline__ TokenParams token_params(const uint8_t * data, int ki
 }
 
 // Walsh-Hadamard over channels: register i of a lane of B has channel 16 (i / 4) + 4 (lane % 4) + i % 4, one of C
-// channel 8 i + lane / 4. Steps over registers, then over lanes; `first` and `last` are the lanes' bits.
+// channel 8 i + lane / 4. Steps over registers, of which kWithin have neighbouring channels, then over lanes, whose
+// bits kFirst to kLast are channels'.
 template <int kWithin, int kFirst, int kLast, int N>
-__device__ __forceinline__ void lanes_hadamard(float (&x)[N], int size, float norm) {
+__device__ __forceinline__ void lanes_hadamard(float (&x)[N], int size) {
     constexpr int kOver = 2 * kLast / kFirst;  // lanes that share a row
 #pragma unroll
     for (int half = 1; half < N; half *= 2) {
@@ -313,18 +314,18 @@ __device__ __forceinline__ void lanes_hadamard(float (&x)[N], int size, float no
     }
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-        x[i] *= norm;
+        x[i] *= rsqrtf(float(size));
     }
 }
 
 template <int N>
 __device__ __forceinline__ void query_hadamard(float (&x)[N], int size) {
-    lanes_hadamard<4, 1, 2>(x, size, rsqrtf(float(size)));
+    lanes_hadamard<4, 1, 2>(x, size);
 }
 
 template <int N>
 __device__ __forceinline__ void sums_hadamard(float (&x)[N], int size) {
-    lanes_hadamard<1, 4, 16>(x, size, rsqrtf(float(size)));
+    lanes_hadamard<1, 4, 16>(x, size);
 }
 
 }  // namespace zipcache::cuda

@@ -165,14 +165,6 @@ Task task_of(const ggml_zipcache_format & f, const uint8_t * segment, int64_t n_
             reinterpret_cast<uint32_t *>(work + align(format::n_orders(f) * f.n_tiers * int64_t(sizeof(uint32_t))))};
 }
 
-bool may_evict(const ggml_zipcache_format & f) {
-    bool any = false;
-    for (int t = 0; t < f.n_tiers; ++t) {
-        any |= format::evicts(f, t);
-    }
-    return any;
-}
-
 void find_order(const Task & task, void * workspace, cudaStream_t stream) {
     cudaMemsetAsync(workspace, 0xFF, workspace_of(task.f, task.n_tokens), stream);
     order_tokens<<<format::n_orders(task.f), kOrderThreads, 0, stream>>>(task);
@@ -208,7 +200,7 @@ const char * ggml_zipcache_cuda_dequantize_kv(const ggml_zipcache_format * forma
     const auto at = static_cast<cudaStream_t>(stream);
     const Task task = task_of(f, segment, rows->n_tokens, workspace);
     find_order(task, workspace, at);
-    if (may_evict(f)) {
+    if (ggml_zipcache_evicts(&f)) {
         const size_t pitch = size_t(rows->stride) * f.head_dim * 2, width = size_t(rows->n_tokens) * f.head_dim * 2;
         cudaMemset2DAsync(rows->k, pitch, 0, width, f.n_kv_heads, at);
         cudaMemset2DAsync(rows->v, pitch, 0, width, f.n_kv_heads, at);
