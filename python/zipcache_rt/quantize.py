@@ -230,7 +230,7 @@ def _data(step: Step, threads: int, progress: Progress) -> NDArray[Any]:
         return _pack(
             stored, lambda rows: dequantize(rows, kind), step.kind, threads, f"tensor {step.source.name}", progress
         )
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # the package gguf's word for a type that it does not know
         raise ModelError(f"tensor {step.source.name} is {kind.name.lower()}, which cannot be made floats") from error
 
 

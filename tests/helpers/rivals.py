@@ -104,6 +104,7 @@ class Rival:
         self.done += n
 
     def stored(self, tokens: slice, prompt: int) -> tuple[Array, Array]:
+        """Keys and values of these tokens as the cache has them. Of each rival that does not override compress()."""
         raise NotImplementedError
 
 
