@@ -225,6 +225,35 @@ def test_kv_stats_and_stats(session: Session) -> None:
     stats = session.stats
     assert (stats.prefill_tokens, stats.decode_tokens) == (100, 1)
     assert stats.prefill_rate > 0 and stats.decode_rate > 0
+    assert stats.compress_seconds == stats.dequantize_seconds == 0
+
+
+@pytest.mark.parametrize(("policy", "compresses"), [("f16", False), ("auto", True), ("zipcache", True), ("h2o", True)])
+def test_stats_tell_what_the_cache_takes_of_a_prefill_when_asked(policy: str, compresses: bool, smollm2: Model) -> None:
+    session = smollm2.session(kv=KvOptions.parse(policy))
+    session.prefill([1] * 150)
+    untimed = session.stats
+    session.time_cache()
+    session.prefill([2] * 150)
+    stats = session.stats
+    took, seconds = (stats.compress_seconds, stats.dequantize_seconds), stats.prefill_seconds - untimed.prefill_seconds
+    assert (untimed.compress_seconds, untimed.dequantize_seconds) == (0, 0)
+    assert all(one > 0 for one in took) if compresses else took == (0, 0)
+    assert sum(took) < seconds
+    session.decode(5)
+    session.time_cache(False)
+    session.prefill([3] * 150)
+    assert (session.stats.compress_seconds, session.stats.dequantize_seconds) == took
+    fork = session.fork()
+    fork.prefill([4] * 10)
+    assert fork.stats.compress_seconds == 0
+
+
+def test_a_session_tells_what_was_planned_for_it(smollm2: Model) -> None:
+    f16, auto = (smollm2.session(n_ctx=4000, kv=KvOptions.parse(policy)) for policy in ("f16", "auto"))
+    assert f16.planned_bytes >= 4000 * 30 * 2 * 3 * 64 * 2 and auto.planned_bytes > 0
+    assert smollm2.session(n_ctx=8000, kv=KvOptions.parse("f16")).planned_bytes > f16.planned_bytes
+    assert smollm2.free_memory() > 0
 
 
 def test_chat_prefills_only_what_is_new(smollm2: Model) -> None:

@@ -85,6 +85,9 @@ void bind_model(py::module_ & m) {
         .def(py::init(&open), py::arg("path"), py::arg("device"), py::arg("threads"), py::arg("repack"),
              py::arg("progress"))
         .def_property_readonly("info", info)
+        .def(
+            "free_memory", [](const Model & model) { return model.executor().device().free_memory().free; },
+            py::call_guard<py::gil_scoped_release>())
         .def("tokenize", tokenize, py::arg("text"), py::arg("add_bos"), py::arg("special"))
         .def("detokenize", detokenize, py::arg("ids"), py::arg("special"))
         .def(

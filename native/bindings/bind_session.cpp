@@ -37,7 +37,8 @@ py::dict stats(const Session & session) {
     using namespace py::literals;
     return py::dict("prefill_tokens"_a = s.prefill_tokens, "prefill_seconds"_a = s.prefill_seconds,
                     "scratch_bytes"_a = s.scratch_bytes, "decode_tokens"_a = s.decode_tokens,
-                    "decode_seconds"_a = s.decode_seconds);
+                    "decode_seconds"_a = s.decode_seconds, "compress_seconds"_a = s.compress_seconds,
+                    "dequantize_seconds"_a = s.dequantize_seconds);
 }
 
 void decode_batch(const std::vector<std::shared_ptr<Session>> & sessions, const std::vector<int32_t> & tokens) {
@@ -106,6 +107,8 @@ void bind_session(py::module_ & m) {
         .def("score", score)
         .def("kv_stats", [](const Session & session) { return dict_of(session.kv_stats()); })
         .def("stats", stats)
+        .def("time_cache", &Session::time_cache, Unlocked(), py::arg("on"))
+        .def_property_readonly("planned_bytes", py::cpp_function(&Session::planned_bytes, Unlocked()))
         .def(
             "fork", [](const Session & session) { return std::shared_ptr<Session>(session.fork()); }, Unlocked())
         .def("save", &Session::save, Unlocked(), py::arg("path"))

@@ -79,10 +79,10 @@ class CudaRecording : public Recording {
         throw_if(cancel);
         if (recorded_) {
             check(cudaGraphLaunch(recorded_, device_.stream()), "replay a step");
-            device_.wait();
+            device_.settle();
         } else {
             enqueue();
-            device_.wait();
+            device_.settle();
             record();
         }
     }
@@ -216,15 +216,17 @@ void CudaDevice::enqueue(ggml_cgraph * graph) {
     check(cudaGetLastError(), "start a kernel");
 }
 
-void CudaDevice::wait() {
-    check(cudaStreamSynchronize(stream_), "finish a graph");
+// The lock: a stream that another thread is recording must not be waited for.
+void CudaDevice::settle() {
+    const auto lock = turn();
+    check(cudaStreamSynchronize(stream_), "finish its work");
 }
 
 void CudaDevice::compute(ggml_cgraph * graph, const std::atomic<bool> & cancel) {
     const auto lock = turn();
     throw_if(cancel);
     enqueue(graph);
-    wait();
+    settle();
 }
 
 std::unique_ptr<Recording> CudaDevice::record(ggml_cgraph * graph, const Transfer & in, const Transfer & out) {
@@ -275,7 +277,7 @@ void CudaDevice::copy(void * to, size_t to_stride, const void * from, size_t fro
 void CudaDevice::read(void * host, const void * from, size_t n_bytes) {
     const auto lock = turn();
     check(cudaMemcpyAsync(host, from, n_bytes, cudaMemcpyDeviceToHost, stream_), "read its memory");
-    wait();
+    settle();
 }
 
 void CudaDevice::write(void * to, const void * host, size_t n_bytes) {
@@ -294,7 +296,7 @@ const ggml_zipcache_format * CudaDevice::on_device(const ggml_zipcache_format & 
     formats_.emplace_back(format, Memory(sizeof format));
     const Memory & memory = formats_.back().second;
     check(cudaMemcpyAsync(memory.data(), &format, sizeof format, cudaMemcpyHostToDevice, stream_), "send a format");
-    wait();
+    settle();
     return memory.as<const ggml_zipcache_format>();
 }
 

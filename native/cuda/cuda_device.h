@@ -58,6 +58,7 @@ class CudaDevice : public Device {
     void copy(void * to, size_t to_stride, const void * from, size_t from_stride, size_t width, size_t n) override;
     void read(void * host, const void * from, size_t n_bytes) override;
     void write(void * to, const void * host, size_t n_bytes) override;
+    void settle() override;
 
     // One thread at a time enqueues: what another sent meanwhile would become part of a graph that is being recorded.
     std::unique_lock<std::recursive_mutex> turn() const;
@@ -79,7 +80,6 @@ class CudaDevice : public Device {
     void run_ggml(ggml_cgraph * graph, int first, int last);
     void ggml_waits_for_us();
     void we_wait_for_ggml();
-    void wait();
 
     int index_;
     mutable std::recursive_mutex mutex_;  // the codec holds it while it gets memory

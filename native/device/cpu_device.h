@@ -35,6 +35,7 @@ class CpuDevice : public Device {
     void copy(void * to, size_t to_stride, const void * from, size_t from_stride, size_t width, size_t n) override;
     void read(void * host, const void * from, size_t n_bytes) override;
     void write(void * to, const void * host, size_t n_bytes) override;
+    void settle() override {}
 
     int n_threads() const { return n_threads_; }
     // Runs task(i) for i in [0, n) on the threads. What a task throws is thrown again, once all have ended.

@@ -116,6 +116,8 @@ class Device {
     virtual void copy(void * to, size_t to_stride, const void * from, size_t from_stride, size_t width, size_t n) = 0;
     virtual void read(void * host, const void * from, size_t n_bytes) = 0;
     virtual void write(void * to, const void * host, size_t n_bytes) = 0;
+    // Returns when all that was asked of it is done.
+    virtual void settle() = 0;
 };
 
 }  // namespace zipcache

@@ -192,6 +192,18 @@ void Session::prefill(const int32_t * tokens, size_t n_tokens, const Progress & 
     turn.done();
 }
 
+// The work of a cache that compresses. A GPU does it behind the host's back, after what it was asked before; of that
+// nothing is left where this begins, for Device::compute() waits.
+void Session::timed(double & total, const std::function<void()> & work) const {
+    if (!times_cache_ || !cache_.policy().compresses) {
+        work();
+        return;
+    }
+    const Stopwatch watch(total);
+    work();
+    model_->executor().device().settle();
+}
+
 // All tokens of the stretch pass one layer before the next begins. A layer's keys and values are compressed when it is
 // done, so never more than one layer of them lies uncompressed. The caller commits.
 void Session::prefill_stretch(const int32_t * tokens, int64_t n_tokens, const std::function<void(int64_t)> & advanced) {
@@ -199,17 +211,22 @@ void Session::prefill_stretch(const int32_t * tokens, int64_t n_tokens, const st
     const Policy & policy = cache_.policy();
     prefill_graphs_.embed(tokens, n_tokens, cancel_);
     if (policy.compresses && policy.wants_probes()) {
-        prefill_graphs_.watch(prompt_probes(*model_, policy.options, tokens, n_tokens, uint64_t(position)));
+        timed(stats_.compress_seconds, [&] {
+            prefill_graphs_.watch(prompt_probes(*model_, policy.options, tokens, n_tokens, uint64_t(position)));
+        });
     }
     for (int layer = 0; layer < model_->hparams().n_layers; ++layer) {
-        const PrefillRows rows = cache_.begin_prefill(layer, n_tokens, parallel());
+        PrefillRows rows;
+        timed(stats_.dequantize_seconds, [&] { rows = cache_.begin_prefill(layer, n_tokens, parallel()); });
         const int64_t chunk = prefill_graphs_.chunk(rows.n_past + n_tokens);
         for (int64_t first = 0; first < n_tokens; first += chunk) {
             const int64_t n = std::min(chunk, n_tokens - first);
             prefill_graphs_.layer(rows, layer, position, first, n, cancel_);
             advanced(n);
         }
-        cache_.end_prefill(layer, n_tokens, prefill_graphs_.probes(), prefill_graphs_.probe_q(), parallel());
+        timed(stats_.compress_seconds, [&] {
+            cache_.end_prefill(layer, n_tokens, prefill_graphs_.probes(), prefill_graphs_.probe_q(), parallel());
+        });
         stats_.scratch_bytes = std::max(stats_.scratch_bytes, prefill_graphs_.bytes() + cache_.scratch_bytes());
     }
 }
@@ -352,6 +369,11 @@ void Session::reset() {
     logits_.clear();
 }
 
+void Session::time_cache(bool on) {
+    const std::lock_guard<std::mutex> lock(turn_);
+    times_cache_ = on;
+}
+
 int64_t Session::n_past() const {
     const std::lock_guard<std::mutex> lock(turn_);
     return cache_.size();
@@ -370,6 +392,10 @@ KvStats Session::kv_stats() const {
 SessionStats Session::stats() const {
     const std::lock_guard<std::mutex> lock(turn_);
     return stats_;
+}
+
+size_t Session::planned_bytes() const {
+    return session_bytes(*model_, cache_.policy(), *cache_.codec(), n_ctx_);
 }
 
 }  // namespace zipcache

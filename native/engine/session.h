@@ -17,6 +17,10 @@ struct SessionStats {
     size_t scratch_bytes = 0;  // most that a prefill took beside the cache
     int64_t decode_tokens = 0;
     double decode_seconds = 0;
+    // Of prefill_seconds, while time_cache() is on and the policy compresses: probes chosen and scored, tokens given
+    // their bits, codes written; and before it, the rows of earlier tokens brought back.
+    double compress_seconds = 0;
+    double dequantize_seconds = 0;
 };
 
 // One conversation with a model: its cache and where it stands. Calls exclude each other; cancel() may come from any
@@ -54,6 +58,8 @@ class Session {
     int64_t least_kept() const;       // what truncate() takes besides 0
     void reset();                     // forgets all and frees the cache's memory
     void cancel() { cancel_ = true; }
+    // Whether stats() are to tell what a prefill's seconds go to. A GPU is then waited for twice a layer.
+    void time_cache(bool on);
 
     const std::shared_ptr<Model> & model() const { return model_; }
     int64_t n_ctx() const { return n_ctx_; }
@@ -61,12 +67,15 @@ class Session {
     std::vector<int32_t> tokens() const;
     KvStats kv_stats() const;
     SessionStats stats() const;
+    // Bytes of the device's memory that n_ctx tokens take at most beside the weights; a GPU without them refuses.
+    size_t planned_bytes() const;
 
   private:
     Session(std::shared_ptr<Model> model, const std::shared_ptr<const Policy> & policy,
             std::shared_ptr<const SegmentCodec> codec, int64_t n_ctx);
     friend class SessionFile;
     class Turn;
+    void timed(double & total, const std::function<void()> & work) const;
     void prefill_stretch(const int32_t * tokens, int64_t n_tokens, const std::function<void(int64_t)> & advanced);
     static void step(const std::vector<Session *> & sessions, const int32_t * tokens, const std::atomic<bool> & cancel);
     DecodeGraph & graph_of(int n_sequences);
@@ -83,6 +92,7 @@ class Session {
     std::vector<int32_t> tokens_;
     std::vector<float> logits_;  // [n_vocab], or empty
     SessionStats stats_;
+    bool times_cache_ = false;
     std::atomic<bool> cancel_{false};
     mutable std::mutex turn_;
 };

@@ -84,6 +84,7 @@ void MetalDevice::enqueue(ggml_cgraph * graph) {
 }
 
 void MetalDevice::settle() {
+    const auto lock = turn();
     if (is_busy_) {
         is_busy_ = false;
         gpu_->wait();

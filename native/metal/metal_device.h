@@ -38,12 +38,11 @@ class MetalDevice : public Device {
     void copy(void * to, size_t to_stride, const void * from, size_t from_stride, size_t width, size_t n) override;
     void read(void * host, const void * from, size_t n_bytes) override;
     void write(void * to, const void * host, size_t n_bytes) override;
+    void settle() override;
 
     // One thread at a time hands out work: what another encoded meanwhile would come between.
     std::unique_lock<std::recursive_mutex> turn() const { return std::unique_lock<std::recursive_mutex>(mutex_); }
     const ggml_zipcache_metal_encoder * encoder() const { return &encoder_; }
-    // Waits for what was handed out.
-    void settle();
     ggml_zipcache_metal_address address(const void * at) const;
     ggml_zipcache_metal_address address(const ggml_tensor * tensor) { return gpu_->address(tensor); }
     // As the kernels read it, for as long as the device lives.

@@ -101,6 +101,10 @@ class Model:
     def info(self) -> ModelInfo:
         return self._info
 
+    def free_memory(self) -> int:
+        """Bytes that the device's memory has free now, whoever uses the rest."""
+        return self._open.free_memory()
+
     def tokenize(self, text: str, *, add_bos: bool | None = None, special: bool = True) -> list[int]:
         """Token ids of `text`.
 

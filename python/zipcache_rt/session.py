@@ -49,6 +49,9 @@ class Stats:
     decode_tokens: int
     decode_seconds: float  # of batches, all that they took
     scratch_bytes: int = 0  # most that a prefill took beside the cache
+    # of prefill_seconds, while Session.time_cache() is on: what compressing took, and bringing back what was compressed
+    compress_seconds: float = 0.0
+    dequantize_seconds: float = 0.0
 
     @property
     def prefill_rate(self) -> float:
@@ -253,7 +256,21 @@ class Session:
             int(made["decode_tokens"]),
             made["decode_seconds"],
             int(made["scratch_bytes"]),
+            made["compress_seconds"],
+            made["dequantize_seconds"],
         )
+
+    def time_cache(self, on: bool = True) -> None:
+        """Whether `stats` are to tell what the cache took of a prefill's seconds. Forks begin without it.
+
+        A GPU is then waited for twice a layer, so that short prompts take longer.
+        """
+        self._open.time_cache(bool(on))
+
+    @property
+    def planned_bytes(self) -> int:
+        """Bytes of the device's memory that n_ctx tokens were planned to take at most, beside the weights."""
+        return self._open.planned_bytes
 
     def fork(self) -> Session:
         """An independent copy that goes on from here."""
