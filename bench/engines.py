@@ -6,11 +6,30 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common import too_slow
-from zipcache_rt import KvOptions, Model, Session
+from zipcache_rt import KvOptions, Model, ModelError, Session
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all sides of a comparison get."""
+
+    model: Model  # llama.cpp opens its file anew, and runs where it runs
+    ids: list[int]  # of all positions
+    n_ctx: int
+    limit: float  # most seconds to fill a cache
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Of the time that a prefill takes."""
+
+    compress: float  # probes chosen and scored, tokens given their bits, codes written
+    dequantize: float  # the earlier tokens' rows brought back
 
 
 class Engine(ABC):
@@ -19,7 +38,7 @@ class Engine(ABC):
 
     @abstractmethod
     def prepare(self, depth: int) -> bool:
-        """Fills the cache up to `depth` tokens and warms up. False when that would take more than the limit."""
+        """Fills the cache up to `depth` tokens. False when that would take more than the limit."""
 
     @abstractmethod
     def run(self, phase: str, n: int) -> float | None:
@@ -27,10 +46,6 @@ class Engine(ABC):
 
         One token goes ahead untimed, save in a prefill from empty: the first one after a fork pays for its room.
         """
-
-    def warm_up(self) -> None:
-        self.run("prefill", 16)
-        self.run("decode", 2)
 
     @abstractmethod
     def close(self) -> None:
@@ -44,33 +59,46 @@ class OverLimit(Exception):
 class Ours(Engine):
     """This runtime. Every run starts from a fork of the prepared session: truncating would leave compressed tokens."""
 
-    def __init__(self, model: Model, ids: list[int], n_ctx: int, kv: KvOptions, limit: float) -> None:
+    def __init__(self, work: Work, kv: KvOptions) -> None:
         self.name = f"ours {kv}"
-        self.model, self.ids, self.n_ctx, self.kv, self.limit = model, ids, n_ctx, kv, limit
+        self.work, self.kv = work, kv
         self.base = self._session()
 
     def _session(self) -> Session:
-        return self.model.session(n_ctx=self.n_ctx, kv=self.kv)
+        return self.work.model.session(n_ctx=self.work.n_ctx, kv=self.kv)
 
     def prepare(self, depth: int) -> bool:
+        self.base.close()  # first: the next one finds its memory free
         self.base = self._session()
-        reached = depth == 0 or self._prefill(self.base, depth) is not None
-        if reached:
-            self.warm_up()
-        return reached
+        return depth == 0 or self._prefill(self.base, depth) is not None
 
     def run(self, phase: str, n: int) -> float | None:
-        with self.base.fork() as session:
-            if session.n_past > 0 or phase == "decode":
-                session.decode(self.ids[session.n_past])
+        with self._fork(phase) as session:
             return self._prefill(session, n) if phase == "prefill" else self._decode(session, n)
 
+    def shares(self, n: int) -> Shares | None:
+        """Of one prefill of n tokens, whose clock waits for each part; None for more than the limit."""
+        with self._fork("prefill") as session:
+            session.time_cache()
+            if self._prefill(session, n) is None:
+                return None
+            stats = session.stats
+            return Shares(
+                *(part / stats.prefill_seconds for part in (stats.compress_seconds, stats.dequantize_seconds))
+            )
+
+    def _fork(self, phase: str) -> Session:
+        session = self.base.fork()
+        if session.n_past > 0 or phase == "decode":
+            session.decode(self.work.ids[session.n_past])
+        return session
+
     def _prefill(self, session: Session, n: int) -> float | None:
-        ids = self.ids[session.n_past : session.n_past + n]
+        ids = self.work.ids[session.n_past : session.n_past + n]
         began = time.perf_counter()
 
         def check(done: float) -> None:
-            if too_slow(began, done * n, n, self.limit):
+            if too_slow(began, done * n, n, self.work.limit):
                 raise OverLimit
 
         try:
@@ -80,7 +108,7 @@ class Ours(Engine):
         return time.perf_counter() - began
 
     def _decode(self, session: Session, n: int) -> float:
-        ids = self.ids[session.n_past : session.n_past + n]
+        ids = self.work.ids[session.n_past : session.n_past + n]
         began = time.perf_counter()
         for token in ids:
             session.decode(token)
@@ -99,25 +127,15 @@ class Together(Engine):
         self.parts, self.width = parts, len(parts)
 
     def prepare(self, depth: int) -> bool:
-        reached = all(part.prepare(depth) for part in self.parts)
-        if reached:
-            self.run("decode", 2)
-        return reached
+        return all(part.prepare(depth) for part in self.parts)
 
-    def run(self, phase: str, n: int) -> float | None:
-        if phase == "prefill":  # one after the other
-            total = 0.0
-            for part in self.parts:
-                seconds = part.run(phase, n)
-                if seconds is None:
-                    return None
-                total += seconds
-            return total
+    def run(self, phase: str, n: int) -> float:
+        assert phase == "decode"
         with ExitStack() as stack:
             sessions = [stack.enter_context(part.base.fork()) for part in self.parts]
             first = sessions[0].n_past
-            steps = list(zip(*(part.ids[first : first + 1 + n] for part in self.parts), strict=True))
-            model = self.parts[0].model
+            steps = list(zip(*(part.work.ids[first : first + 1 + n] for part in self.parts), strict=True))
+            model = self.parts[0].work.model
             model.decode_batch(sessions, steps[0])
             began = time.perf_counter()
             for tokens in steps[1:]:
@@ -130,14 +148,17 @@ class Together(Engine):
 
 
 class LlamaCpp(Engine):
-    """llama.cpp with flash attention, in a process of its own that stays."""
+    """llama.cpp with flash attention, in a process of its own that stays, on the device that our model is on."""
 
-    def __init__(self, path: Path, threads: int, ids: list[int], n_ctx: int, kv: str, limit: float) -> None:
+    def __init__(self, work: Work, kv: str) -> None:
         self.name = f"llama.cpp {kv}"
-        script = Path(__file__).with_name("llama_cpp_worker.py")
-        command = [sys.executable, str(script), *map(str, (path, threads, n_ctx, kv, limit))]
+        info = work.model.info
+        gpu = -1 if info.device == "cpu" else int(info.device.partition(":")[2] or 0)
+        setup = {"path": info.path, "gpu": gpu, "threads": info.threads, "n_ctx": work.n_ctx, "kv": kv}
+        setup["limit"] = work.limit
+        command = [sys.executable, str(Path(__file__).with_name("llama_cpp_worker.py")), json.dumps(setup)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.build: str = self._ask(ids)["build"]
+        self.build: str = self._ask(work.ids)["build"]
 
     def _ask(self, request: Any) -> dict[str, Any]:
         assert self.process.stdin and self.process.stdout
@@ -147,14 +168,14 @@ class LlamaCpp(Engine):
         except BrokenPipeError:
             line = ""
         if not line:
-            raise SystemExit(f"the {self.name} worker ended; is llama-cpp-python installed? (pip install '.[bench]')")
+            raise ModelError(f"the {self.name} worker ended; is llama-cpp-python installed? (pip install '.[bench]')")
         answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise ModelError(f"{self.name}: {answer['error']}")
         return answer
 
     def prepare(self, depth: int) -> bool:
         reached: bool = self._ask({"depth": depth})["reached"]
-        if reached:
-            self.warm_up()
         return reached
 
     def run(self, phase: str, n: int) -> float | None:

@@ -1,14 +1,15 @@
 """llama.cpp's side of a benchmark, in a process of its own: both sides bring ggml under the same library names.
 
-Arguments: MODEL N_THREADS N_CTX KV LIMIT (KV: f16, q8_0, q4_0; LIMIT: seconds of any prefill). Reads JSON lines:
-the token ids of all positions, answered by {"build"}; then {"depth"}, answered by {"reached"}, which fills the cache
-or cuts it back, and {"phase", "n"}, answered by {"seconds"}, which leaves the cache as it was.
+Argument: Setup as a JSON object. Reads JSON lines: the token ids of all positions, answered by {"build"}; then
+{"depth"}, answered by {"reached"}, which fills the cache or cuts it back, and {"phase", "n"}, answered by {"seconds"},
+which leaves the cache as it was. What fails is answered by {"error"}, and ends it.
 """
 
 import ctypes
 import json
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp as lib
@@ -16,7 +17,21 @@ import llama_cpp as lib
 from common import too_slow
 
 KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0, "q4_0": lib.GGML_TYPE_Q4_0}
-BATCH = 512
+
+
+@dataclass(frozen=True)
+class Setup:
+    path: str
+    gpu: int  # which one; below 0: the CPU
+    threads: int
+    n_ctx: int
+    kv: str  # one of KV_TYPES
+    limit: float  # most seconds of any prefill
+
+    @property
+    def batch(self) -> int:
+        """Tokens of a prompt that are sent together: at what each device reads prompts fastest."""
+        return 512 if self.gpu < 0 else 2048
 
 
 @lib.llama_log_callback  # type: ignore[misc]
@@ -24,33 +39,49 @@ def silence(_level: int, _text: bytes, _data: Any) -> None: ...
 
 
 class Worker:
-    def __init__(self, path: str, threads: int, n_ctx: int, kv: str, limit: float, ids: list[int]) -> None:
+    def __init__(self, setup: Setup, ids: list[int]) -> None:
+        if setup.gpu >= 0 and not lib.llama_supports_gpu_offload():
+            raise RuntimeError(
+                "this llama-cpp-python was built without a GPU; for CUDA: CMAKE_ARGS=-DGGML_CUDA=on pip install "
+                "--force-reinstall --no-deps --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
+            )
         lib.llama_log_set(silence, ctypes.c_void_p(0))
         lib.llama_backend_init()
-        self.model = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
+        model = lib.llama_model_default_params()
+        model.n_gpu_layers = -1 if setup.gpu >= 0 else 0  # -1: all
+        model.split_mode, model.main_gpu = lib.LLAMA_SPLIT_MODE_NONE, setup.gpu  # below 0: not even for large products
+        self.model = lib.llama_model_load_from_file(setup.path.encode(), model)
+        if not self.model:
+            raise RuntimeError(f"llama.cpp could not load {setup.path}")
         params = lib.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, BATCH, BATCH
-        params.n_threads = params.n_threads_batch = threads
-        params.type_k = params.type_v = KV_TYPES[kv]
+        params.n_ctx, params.n_batch, params.n_ubatch = setup.n_ctx, setup.batch, setup.batch
+        params.n_threads = params.n_threads_batch = setup.threads
+        params.type_k = params.type_v = KV_TYPES[setup.kv]
         params.flash_attn_type = 1
         self.context = lib.llama_init_from_model(self.model, params)
         if not self.context:
-            raise RuntimeError(f"llama.cpp made no context with a {kv} cache")
-        self.limit = limit
-        self.ids = ids
+            raise RuntimeError(f"llama.cpp made no context of {setup.n_ctx} tokens with a {setup.kv} cache")
+        self.setup = setup
+        self.ids = (ctypes.c_int32 * len(ids))(*ids)  # batches only point into it
         self.depth = self.n_past = 0
 
     def append(self, n: int, at_once: int) -> float | None:
-        """Seconds; None when it gave up because it would take more than the limit."""
+        """Seconds; None when it gave up because it would take more than the limit.
+
+        Logits are computed of the last token of each batch alone.
+        """
         began = time.perf_counter()
         for first in range(0, n, at_once):
-            if too_slow(began, first, n, self.limit):
+            if too_slow(began, first, n, self.setup.limit):
                 return None
-            part = self.ids[self.n_past : self.n_past + min(at_once, n - first)]
-            held = (ctypes.c_int32 * len(part))(*part)  # the batch only points at it
-            if lib.llama_decode(self.context, lib.llama_batch_get_one(held, len(part))) != 0:
-                raise RuntimeError("llama_decode failed")
-            self.n_past += len(part)
+            n_now = min(at_once, n - first)
+            start = ctypes.cast(ctypes.byref(self.ids, 4 * self.n_past), ctypes.POINTER(ctypes.c_int32))
+            if lib.llama_decode(self.context, lib.llama_batch_get_one(start, n_now)) != 0:
+                raise RuntimeError(f"llama_decode failed behind {self.n_past} tokens")
+            self.n_past += n_now
+            if at_once == 1:  # who samples needs the logits before the next token is known
+                lib.llama_synchronize(self.context)
+        lib.llama_synchronize(self.context)  # a GPU works on behind the calls' back
         return time.perf_counter() - began
 
     def truncate(self, n: int) -> None:
@@ -61,27 +92,33 @@ class Worker:
         if self.n_past > depth:
             self.truncate(depth)
         self.depth = depth
-        return self.append(depth - self.n_past, BATCH) is not None
+        return self.append(depth - self.n_past, self.setup.batch) is not None
 
     def run(self, phase: str, n: int) -> float | None:
         if self.depth > 0 or phase == "decode":
             self.append(1, 1)
-        seconds = self.append(n, BATCH if phase == "prefill" else 1)
+        seconds = self.append(n, self.setup.batch if phase == "prefill" else 1)
         self.truncate(self.depth)
         return seconds
 
 
-def main(path: str, threads: str, n_ctx: str, kv: str, limit: str) -> None:
-    worker = Worker(path, int(threads), int(n_ctx), kv, float(limit), json.loads(sys.stdin.readline()))
-    print(json.dumps({"build": lib.llama_print_system_info().decode()}), flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "depth" in request:
-            answer: dict[str, Any] = {"reached": worker.prepare(request["depth"])}
-        else:
-            answer = {"seconds": worker.run(request["phase"], request["n"])}
-        print(json.dumps(answer), flush=True)
+def answer(line: str) -> None:
+    print(line, flush=True)
+
+
+def main(setup: str) -> None:
+    try:
+        worker = Worker(Setup(**json.loads(setup)), json.loads(sys.stdin.readline()))
+        answer(json.dumps({"build": lib.llama_print_system_info().decode()}))
+        for line in sys.stdin:
+            request = json.loads(line)
+            if "depth" in request:
+                answer(json.dumps({"reached": worker.prepare(request["depth"])}))
+            else:
+                answer(json.dumps({"seconds": worker.run(request["phase"], request["n"])}))
+    except RuntimeError as error:
+        answer(json.dumps({"error": str(error)}))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])
