@@ -1,22 +1,28 @@
-"""The attention kernel alone, over packed caches of every number of bits, on one thread.
+"""The attention kernel alone: on the CPU over packed caches of every number of bits, on one thread; on a GPU over those
+of zipcache, auto and f16, on an 8B model's KV shape, beside a copy of as many bytes.
 
 python bench/attend_kv.py [--head-dim 64 128] [--tokens 4096] [--megabytes 200] [--json OUT]
+python bench/attend_kv.py --device cuda [--tokens 32768 --batch 8] [--program PATH]
 
-Cold: a pass goes over equal caches that together take --megabytes, more than the processor's caches hold. Hot: the same
-few tokens again and again. Medians of the passes. The floor is a memcpy of the same bytes, in the same pass.
+On the CPU: cold, a pass goes over equal caches that together take --megabytes, more than the processor's caches hold;
+hot, over the same few tokens again and again. Medians of the passes. The floor is a memcpy of the same bytes, in the
+same pass.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from common import numbers_table
-from zipcache_rt import _core, cli
+from zipcache_rt import ArgumentError, FileError, ModelError, _core, cli
 
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = ROOT / "build" / "cuda" / "bench" / "cuda" / "zipcache-cuda-bench"
 TIERS = [
     ("f16", 16),
     *(("auto", bits) for bits in (1, 2, 3, 4, 8)),
@@ -107,17 +113,23 @@ def table_of(rows: list[dict[str, Any]]) -> Any:
     return table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
-    parser.add_argument("--kv-heads", type=int, default=4)
-    parser.add_argument("--group", type=int, default=3, help="query heads of a KV head")
-    parser.add_argument("--tokens", type=int, default=4096, help="of a cold cache")
-    parser.add_argument("--hot-tokens", type=int, default=256)
-    parser.add_argument("--megabytes", type=float, default=200)
-    parser.add_argument("--passes", type=int, default=5)
-    parser.add_argument("--json", type=Path, metavar="OUT")
-    args = parser.parse_args()
+def run_on_gpu(args: argparse.Namespace) -> None:
+    """A program of its own, without Python: it prints its table, and without --tokens also what compressing takes."""
+    if not args.program.exists():
+        raise FileError(
+            f"there is no {args.program}; with a CUDA toolkit, in {ROOT}: cmake --preset cuda && "
+            "cmake --build --preset cuda --target zipcache-cuda-bench"
+        )
+    command = [str(args.program)]
+    if args.tokens:
+        command += [str(args.tokens), str(args.batch)]
+    code = subprocess.run(command, check=False).returncode
+    if code != 0:
+        raise ModelError(f"{args.program.name} ended with {code}")
+
+
+def run_on_cpu(args: argparse.Namespace) -> None:
+    args.tokens = args.tokens or 4096
     tables = [sweep(head_dim, hot, args) for head_dim in args.head_dim for hot in (False, True)]
     build = _core.ggml_build()
     facts = {"machine": cli.machine(), "kernels": build["kernels"], "threads": 1, "passes": args.passes}
@@ -129,5 +141,24 @@ def main() -> None:
         args.json.write_text(json.dumps({**facts, "rows": [row for rows in tables for row in rows]}, indent=1))
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--kv-heads", type=int, default=4)
+    parser.add_argument("--group", type=int, default=3, help="query heads of a KV head")
+    parser.add_argument("--tokens", type=int, help="of a cold cache (default: 4096, on a GPU several lengths)")
+    parser.add_argument("--hot-tokens", type=int, default=256)
+    parser.add_argument("--megabytes", type=float, default=200)
+    parser.add_argument("--passes", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--batch", type=int, default=1, help="sequences, on a GPU, with --tokens")
+    parser.add_argument("--program", type=Path, default=PROGRAM, help="the GPU's (default: where the preset puts it)")
+    args = parser.parse_args()
+    if (args.tokens is not None and args.tokens < 1) or args.batch < 1:
+        raise ArgumentError(f"got {args.tokens} tokens and a batch of {args.batch}; accepted: 1 or more")
+    run_on_gpu(args) if args.device == "cuda" else run_on_cpu(args)
+
+
 if __name__ == "__main__":
-    main()
+    cli.run(main)
