@@ -145,6 +145,21 @@ def test_forks_saves_and_later_turns_go_on(kv: str, models: tuple[Model, Model],
 
 
 @needs_gpu
+def test_timing_the_cache_changes_nothing_else(models: tuple[Model, Model]) -> None:
+    ids = tokens(700)
+    timed, plain = (models[1].session(kv=KvOptions("auto")) for _ in range(2))
+    timed.time_cache()
+    for session in (timed, plain):
+        session.prefill(ids[:300])
+        session.prefill(ids[300:])
+    assert np.array_equal(timed.logits, plain.logits)
+    stats = timed.stats
+    assert min(stats.compress_seconds, stats.dequantize_seconds) > 0
+    assert stats.compress_seconds + stats.dequantize_seconds < stats.prefill_seconds
+    assert plain.stats.compress_seconds == plain.stats.dequantize_seconds == 0
+
+
+@needs_gpu
 def test_truncation_into_the_window_is_exact(models: tuple[Model, Model]) -> None:
     ids = tokens(400)
     session = models[1].session(kv=KvOptions("auto"))

@@ -395,6 +395,7 @@ SessionStats Session::stats() const {
 }
 
 size_t Session::planned_bytes() const {
+    const std::lock_guard<std::mutex> lock(turn_);
     return session_bytes(*model_, cache_.policy(), *cache_.codec(), n_ctx_);
 }
 
