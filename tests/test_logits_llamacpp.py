@@ -16,7 +16,7 @@ from helpers import models
 from helpers.compare import mean_kl, top1_agreement
 from helpers.dequantize import dequantize
 from helpers.llama_cpp_oracle import teacher_forced_logits
-from zipcache_rt import KvOptions, Model
+from zipcache_rt import KvOptions, Model, random_gguf
 
 N_TOKENS = 200
 TEXT = (Path(__file__).parent / "test_api.py").read_text()[:1500] + (
@@ -42,3 +42,14 @@ def test_logits_match_llama_cpp(name: str, tmp_path: Path) -> None:
     print(f"{name}: mean KL {mean_kl(expected, got):.2e}, top-1 agreement {top1_agreement(expected, got):.4f}")
     assert mean_kl(expected, got) <= 1e-3
     assert top1_agreement(expected, got) >= 0.99
+
+
+def test_llama_cpp_runs_random_models_too(tmp_path: Path) -> None:
+    """For benches beside it. It has no tokenizer, and takes token ids as we do."""
+    path = tmp_path / "random.gguf"
+    random_gguf.write(path, random_gguf.Shape(2, 128, 4, 2, 32, 256, vocab=512, ctx=512), "f16")
+    model = Model(path, threads=2)
+    assert not model.info.has_tokenizer
+    tokens = np.arange(0, 512, 8, dtype=np.int32)
+    got = model.session(kv=KvOptions("f16")).score(tokens)
+    assert mean_kl(teacher_forced_logits(path, tokens), got) <= 1e-3

@@ -14,9 +14,11 @@
 namespace zipcache {
 namespace {
 
+constexpr std::string_view kNoTokenizer = "no_vocab";  // as llama.cpp has it, which wants the key
+
 // Constructs a tokenizer where the file holds one. A file without one still runs on token ids.
 std::unique_ptr<Tokenizer> make_tokenizer(const GgufFile & file, const HParams & h) {
-    if (!file.find("tokenizer.ggml.model")) {
+    if (file.maybe_string("tokenizer.ggml.model").value_or(kNoTokenizer) == kNoTokenizer) {
         return nullptr;
     }
     auto tokenizer = Tokenizer::create(tokenizer_spec(file));

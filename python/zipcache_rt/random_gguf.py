@@ -52,6 +52,8 @@ def write(path: Path, shape: Shape, type_name: str = "q8_0") -> None:
     writer.add_feed_forward_length(shape.ff)
     writer.add_context_length(shape.ctx)
     writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(shape.vocab)
+    writer.add_tokenizer_model("no_vocab")  # or llama.cpp does not load it
     if shape.experts:
         writer.add_expert_count(shape.experts)
         writer.add_expert_used_count(shape.experts_used)
