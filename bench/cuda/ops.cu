@@ -231,7 +231,8 @@ class Attention {
                 bytes_ += segment.bytes();
             }
             const Buffer<ggml_zipcache_cuda_segment> there(table);
-            const ggml_zipcache_cuda_index_args args = {kKvHeads, kDim, int32_t(table.size()), max_blocks, there, n};
+            const ggml_zipcache_cuda_index_args args = {kKvHeads, kDim, int32_t(table.size()), max_blocks, window_,
+                                                        there,    n};
             data_.emplace_back(ggml_zipcache_cuda_index_bytes(kKvHeads, args.max_segments, max_blocks));
             check(ggml_zipcache_cuda_index_kv(&args, data_.back(), nullptr));
             check(cudaDeviceSynchronize());

@@ -105,8 +105,9 @@ struct ggml_zipcache_cuda_sequence {
 struct ggml_zipcache_cuda_index_args {
     int32_t n_kv_heads;
     int32_t head_dim;
-    int32_t max_segments;  // at most 65535
-    int64_t max_blocks;    // a head's, of all segments: the sum of ggml_zipcache_cuda_max_blocks
+    int32_t max_segments;     // at most 65535
+    int64_t max_blocks;       // a head's, of all segments: the sum of ggml_zipcache_cuda_max_blocks
+    int64_t window_capacity;  // of the sequence
     const struct ggml_zipcache_cuda_segment * segments;  // device [max_segments]
     const int32_t * n_segments;                          // device [1]
 };

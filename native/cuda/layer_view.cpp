@@ -49,6 +49,7 @@ void CudaLayerView::show_segments() {
                                                 layer_.head_dim,
                                                 n,
                                                 max_blocks,
+                                                layer_.capacity,
                                                 segments_.as<const ggml_zipcache_cuda_segment>(),
                                                 n_segments_.as<const int32_t>()};
     const auto lock = device_.turn();

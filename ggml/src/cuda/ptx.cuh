@@ -117,12 +117,29 @@ __device__ __forceinline__ void wait_arrival(uint32_t, uint32_t) {}
 __device__ __forceinline__ void before_bulk_copies() {}
 #endif
 
-// *at += 1; what the block stored before is seen by whoever sees that, and the other way round. By one thread of a
-// block that has just met. Returns what it was.
-__device__ __forceinline__ uint32_t count_arrival(uint32_t * at) {
-    uint32_t before;
-    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(at) : "memory");
-    return before;
+// Words that blocks of a launch hand to one another: each by itself comes whole, in no order.
+__device__ __forceinline__ void store_relaxed(float * at, const float4 & x) {
+    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(at), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
+                 : "memory");
+}
+
+__device__ __forceinline__ void store_relaxed(float * at, const float2 & x) {
+    asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1,%2};" ::"l"(at), "f"(x.x), "f"(x.y) : "memory");
+}
+
+__device__ __forceinline__ float4 load_relaxed4(const float * at) {
+    float4 x;
+    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0,%1,%2,%3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "l"(at)
+                 : "memory");
+    return x;
+}
+
+__device__ __forceinline__ float2 load_relaxed2(const float * at) {
+    float2 x;
+    asm volatile("ld.relaxed.gpu.global.v2.f32 {%0,%1}, [%2];" : "=f"(x.x), "=f"(x.y) : "l"(at) : "memory");
+    return x;
 }
 
 __device__ __forceinline__ void commit_copies() {

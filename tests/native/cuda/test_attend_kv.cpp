@@ -72,9 +72,13 @@ OnDevice put_case(const Case & c) {
         }
         const int n = int(segments.size()), spare = 2;
         segments.resize(n + spare);
-        ggml_zipcache_cuda_index_args index = {c.shape.n_kv_heads,  c.shape.head_dim,
-                                               n + spare,           max_blocks,
-                                               arena.put(segments), arena.put(std::vector<int32_t>{n})};
+        ggml_zipcache_cuda_index_args index = {c.shape.n_kv_heads,
+                                               c.shape.head_dim,
+                                               n + spare,
+                                               max_blocks,
+                                               s.capacity,
+                                               arena.put(segments),
+                                               arena.put(std::vector<int32_t>{n})};
         auto * to = arena.room<uint8_t>(ggml_zipcache_cuda_index_bytes(c.shape.n_kv_heads, n + spare, max_blocks));
         indexes.emplace_back(index, to);
         std::vector<int32_t> slots(s.capacity, -1);

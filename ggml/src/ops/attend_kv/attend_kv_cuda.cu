@@ -31,8 +31,7 @@ size_t ggml_zipcache_cuda_attend_kv_workspace(const ggml_zipcache_cuda_attend_ar
         return 0;
     }
     const int64_t n_items = int64_t(args->n_sequences) * args->n_kv_heads * passes(*args);
-    return kMaxItems * sizeof(uint32_t) +
-           size_t(Device().multiprocessors + n_items) * kRows * size_t(args->head_dim + 2) * sizeof(float);
+    return size_t(Device().multiprocessors + n_items) * kRows * size_t(args->head_dim + 2) * sizeof(float);
 }
 
 const char * ggml_zipcache_cuda_attend_kv(const ggml_zipcache_cuda_attend_args * args, void * workspace,
@@ -45,8 +44,7 @@ const char * ggml_zipcache_cuda_attend_kv(const ggml_zipcache_cuda_attend_args *
         return "attend_kv got a workspace that is too small; accepted: ggml_zipcache_cuda_attend_kv_workspace()";
     }
     const int n_passes = passes(*args), n_items = args->n_sequences * args->n_kv_heads * n_passes;
-    auto * arrived = static_cast<uint32_t *>(workspace);
-    const AttendParams p = {*args, n_passes, n_items, arrived, reinterpret_cast<float *>(arrived + kMaxItems)};
+    const AttendParams p = {*args, n_passes, n_items, static_cast<float *>(workspace)};
     const auto at = static_cast<cudaStream_t>(stream);
     const bool any = args->any_format;
     switch (args->head_dim) {

@@ -1,8 +1,6 @@
 #pragma once
-// Which part of the work is whose. An item is one KV head of one sequence with up to 8 of its query heads. Few items
-// get blocks of threads of their own, each as many as its cost asks for: a block that worked on two would end last by
-// all that an item takes whatever its length. Where there are many, the cost of all is cut into equal runs, one for
-// each block.
+// Which items there are, and which part of them a block of threads has. Few items get blocks of their own; where there
+// are many, the cost of all is cut into equal runs, one for each block.
 #include "attend_kv_shape.cuh"
 
 namespace zipcache::cuda {
@@ -20,17 +18,12 @@ __device__ __forceinline__ Seen seen_of(const AttendParams & p, const ggml_zipca
 struct Item {
     int number, head, row, n_rows;  // KV head; its first query head, how many
     const ggml_zipcache_cuda_sequence * sequence;
-    const uint32_t * start;      // [kQuanta + 1] of the head
     const BlockRef * blocks;     // [n_blocks] of the head
     const HeadRecord * records;  // of the head: one in n_kv_heads
     Space k_home, v_home;        // in which its queries are stored and its sums are given; the divisors are the head's
     bool one_space;              // all segments store keys in k_home
     Seen seen;
-    uint32_t window_units, window_cost, n_blocks, packed_cost;
-    float quanta_by_cost;  // kQuanta / packed_cost
-
-    __device__ __forceinline__ uint32_t cost() const { return window_units * window_cost + packed_cost; }
-    __device__ __forceinline__ int n_units() const { return window_units + n_blocks; }
+    int window_units;
 };
 
 template <class T>
@@ -48,101 +41,39 @@ __device__ Item item_at(const AttendParams & p, int number) {
     item.sequence = p.a.sequences + sequence;
     item.row = sequence * p.a.n_heads + item.head * group + pass * kRows;
     item.n_rows = min(kRows, group - pass * kRows);
-    item.seen = seen_of(p, *item.sequence);
     const auto * index = reinterpret_cast<const IndexHeader *>(item.sequence->index);
-    item.window_units = (item.seen.last - item.seen.first + kWindowTokens - 1) / kWindowTokens;
-    item.window_cost = kWindowTurns * block_cost(kWindowTokens * D * 4);
-    item.n_blocks = item.packed_cost = 0;
-    item.quanta_by_cost = 0;
-    item.k_home = item.v_home = {};
-    item.one_space = true;
-    item.start = nullptr;
-    item.blocks = nullptr;
-    item.records = nullptr;
-    if (index) {
-        // without waiting for the number of tokens, at offsets that don't wait for the header: loads follow one another
-        // long enough
-        const IndexHeader header = *index;
-        const IndexLayout l = index_layout(p.a.n_kv_heads, 0, 0);
-        item.start = index_at<uint32_t>(index, l.start) + int64_t(item.head) * (kQuanta + 1);
-        const uint32_t n_blocks = index_at<uint32_t>(index, l.n_blocks)[item.head];
-        const uint32_t packed_cost = index_at<uint32_t>(index, l.cost)[item.head];
-        const bool idle = item.seen.last == 0;
-        item.n_blocks = idle ? 0 : n_blocks;
-        item.packed_cost = idle ? 0 : packed_cost;
-        item.blocks = index_at<BlockRef>(index, header.blocks) + int64_t(item.head) * header.max_blocks;
-        item.records = index_at<HeadRecord>(index, header.records) + item.head;
-        if (item.n_blocks > 0) {
-            item.quanta_by_cost = __fdividef(float(kQuanta), float(item.packed_cost));
-            const int64_t channel = int64_t(item.head) * D;
-            item.k_home = header.k;
-            item.v_home = header.v;
-            item.k_home.divisor += item.k_home.divisor ? channel : 0;
-            item.v_home.divisor += item.v_home.divisor ? channel : 0;
-            item.one_space = header.k.same;
-        }
-    }
+    const IndexHeader header = index ? *index : IndexHeader{};  // without waiting for the number of tokens
+    item.seen = seen_of(p, *item.sequence);
+    item.window_units = window_units(item.seen.last - item.seen.first);
+    item.blocks = index ? index_at<BlockRef>(index, header.blocks) + int64_t(item.head) * header.max_blocks : nullptr;
+    item.records = index ? index_at<HeadRecord>(index, header.records) + item.head : nullptr;
+    const int64_t channel = int64_t(item.head) * D;
+    item.k_home = header.k;
+    item.v_home = header.v;
+    item.k_home.divisor += item.k_home.divisor ? channel : 0;
+    item.v_home.divisor += item.v_home.divisor ? channel : 0;
+    item.one_space = !index || header.k.same;
     return item;
 }
 
-// The first unit that begins at or behind a place in an item's cost.
-__device__ __forceinline__ int unit_at(const Item & item, uint32_t at) {
-    if (at >= item.cost()) {
-        return item.n_units();
+// At offsets that don't wait for the header: loads follow one another long enough.
+template <int D>
+__device__ __forceinline__ Load load_of(const AttendParams & p, const Item & item) {
+    Load load = {uint32_t(item.window_units), window_cost(D), 0, 0, nullptr};
+    const auto * index = reinterpret_cast<const IndexHeader *>(item.sequence->index);
+    if (index && item.seen.last > 0) {
+        const IndexLayout l = index_layout(p.a.n_kv_heads, gridDim.x, 0, 0);
+        load.start = index_at<uint32_t>(index, l.start) + int64_t(item.head) * (kQuanta + 1);
+        load.n_blocks = index_at<uint32_t>(index, l.n_blocks)[item.head];
+        load.packed_cost = index_at<uint32_t>(index, l.cost)[item.head];
     }
-    const uint32_t window = item.window_units * item.window_cost;
-    if (at < window || item.n_blocks == 0) {
-        return int((at + item.window_cost - 1) / item.window_cost);
-    }
-    // roughly: who begins there and who ends there round alike
-    const auto quantum = uint32_t(float(at - window) * item.quanta_by_cost);
-    return int(item.window_units + item.start[min(quantum, uint32_t(kQuanta))]);
-}
-
-// Which units of a share are whose: each warp takes one after the other, in turn. Not who is free takes the next one:
-// sums must not depend on chance. A unit of the window takes as long as kWindowTurns blocks; in the round in which not
-// all warps have one, the others take so many blocks.
-struct Turns {
-    int first, windows, last;  // units [first, windows) are of the window, [windows, last) blocks
-    int n_warps;
-
-    __device__ __forceinline__ int busy() const { return (windows - first) % n_warps; }  // warps of that round
-    __device__ __forceinline__ int early() const { return (n_warps - busy()) * kWindowTurns; }
-    __device__ __forceinline__ int first_block(int warp) const {
-        return windows + (warp < busy() ? early() + warp : warp - busy());
-    }
-    __device__ __forceinline__ int begin(int warp) const {
-        return first + warp < windows ? first + warp : first_block(warp);
-    }
-    __device__ __forceinline__ int after(int unit, int warp) const {
-        if (unit < windows) {
-            return unit + n_warps < windows ? unit + n_warps : first_block(warp);
-        }
-        if (unit - windows >= early()) {
-            return unit + n_warps;
-        }
-        const int next = unit + n_warps - busy();
-        return next - windows < early() ? next : windows + early() + warp;
-    }
-};
-
-// A block's part of an item.
-struct Share {
-    int item;                 // n_items and more: there is none
-    uint32_t from, to;        // places in the item's cost
-    int first_part, n_parts;  // the blocks that have parts of it: the first one, how many
-
-    __device__ __forceinline__ bool exists(const AttendParams & p) const { return item < p.n_items; }
-};
-
-__device__ __forceinline__ Turns turns_of(const Item & item, const Share & share, int n_warps) {
-    const int first = unit_at(item, share.from), last = unit_at(item, share.to), window = int(item.window_units);
-    return {first, min(max(first, window), last), last, n_warps};
+    return load;
 }
 
 // An idle sequence has nothing to do, and nobody else writes its output.
 template <int D>
 __device__ __forceinline__ void clear_output(const AttendParams & p, const Item & item) {
+    wait_for_the_launch_before();
     for (int i = 0; i < item.n_rows * D; ++i) {
         p.a.out[int64_t(item.row) * D + i] = 0;
     }
@@ -152,49 +83,56 @@ __device__ __forceinline__ bool few_items(const AttendParams & p) {
     return 2 * p.n_items <= int(gridDim.x) && p.n_items <= int(blockDim.x);
 }
 
-// Blocks of threads for an item: of those that are spare after one for each, its share; no more than have work for half
-// of their warps, and one where its warps do it at one go.
-__device__ __forceinline__ int blocks_for(uint32_t cost, int n_units, float spare_by_cost) {
-    const int n_warps = blockDim.x / kLanes, few = max(1, n_warps / 2);
-    const int most = n_units <= n_warps ? 1 : (n_units + few - 1) / few;
-    return cost > 0 ? min(most, 1 + int(float(cost) * spare_by_cost)) : 0;
-}
-
 // The block's own part of few items. work: shared [2, n_items]. All threads call it.
 template <int D>
 __device__ void find_share(const AttendParams & p, uint32_t * work, Item & item, Share & share) {
     const int own = threadIdx.x;
     Item mine;
+    Load load;
     if (own < p.n_items) {
         mine = item_at<D>(p, own);
-        work[own] = mine.cost();
-        work[p.n_items + own] = mine.n_units();
-        if (mine.cost() == 0 && own % gridDim.x == blockIdx.x) {
+        load = load_of<D>(p, mine);
+        work[own] = load.cost();
+        work[p.n_items + own] = load.n_units();
+        if (load.cost() == 0 && own % gridDim.x == blockIdx.x) {
             clear_output<D>(p, mine);
         }
     }
-    if (own == 0) {
+    __syncthreads();
+    const Few few = {work, work + p.n_items, p.n_items, int(gridDim.x), int(blockDim.x) / kLanes};
+    const Share found = few.share_of(blockIdx.x);
+    if (own == min(found.item, p.n_items - 1)) {
+        item = mine;
+        share = found;
+        share.turns = found.item < p.n_items ? few.turns_of(found, load, blockIdx.x) : Turns{};
+    }
+    __syncthreads();
+}
+
+// Whether the index of the only sequence has everybody's parts.
+__device__ __forceinline__ bool is_planned(const AttendParams & p) {
+    return p.a.n_sequences == 1 && p.n_passes == 1 && p.a.sequences->index;
+}
+
+// The block's own part as index_kv planned it. One thread calls it.
+template <int D>
+__device__ void planned_share(const AttendParams & p, Item & item, Share & share) {
+    const auto * index = reinterpret_cast<const IndexHeader *>(p.a.sequences->index);
+    const Part part = index_at<Part>(index, index_layout(p.a.n_kv_heads, gridDim.x, 0, 0).parts)[blockIdx.x];
+    item = item_at<D>(p, min(int(part.head), p.n_items - 1));
+    share = {part.head, part.first_part, part.n_parts, {}};
+    if (item.seen.last == 0) {
+        if (int(blockIdx.x) < p.n_items) {
+            clear_output<D>(p, item_at<D>(p, blockIdx.x));
+        }
         share.item = p.n_items;
     }
-    __syncthreads();
-    if (own < p.n_items && mine.cost() > 0) {
-        float total = 0;
-        for (int i = 0; i < p.n_items; ++i) {
-            total += float(work[i]);
-        }
-        const float spare_by_cost = __fdividef(float(int(gridDim.x) - p.n_items), total) * (1 - 1e-5f);
-        int first = 0;
-        for (int i = 0; i < own; ++i) {
-            first += blocks_for(work[i], work[p.n_items + i], spare_by_cost);
-        }
-        const int n = blocks_for(mine.cost(), mine.n_units(), spare_by_cost), part = int(blockIdx.x) - first;
-        if (part >= 0 && part < n) {
-            const uint32_t even = mine.cost() / n, odd = mine.cost() % n;
-            item = mine;
-            share = {own, even * part + min(odd, part), even * (part + 1) + min(odd, part + 1), first, n};
-        }
-    }
-    __syncthreads();
+    const int window = item.window_units;
+    const int first_window = min(int(part.first_window), window), last_window = min(int(part.last_window), window);
+    const bool any = last_window > first_window;
+    const int first = any ? first_window : window + int(part.first_block), windows = any ? last_window : first;
+    const int last = part.last_block > part.first_block ? window + int(part.last_block) : windows;
+    share.turns = {first, windows, last, int(blockDim.x) / kLanes};
 }
 
 // The run of costs that a block of threads has of all items.
@@ -212,7 +150,7 @@ template <int D>
 __device__ void find_run(const AttendParams & p, uint32_t * costs, Run & run) {
     for (int i = threadIdx.x; i < p.n_items; i += blockDim.x) {
         const Item item = item_at<D>(p, i);
-        costs[i] = item.cost();
+        costs[i] = load_of<D>(p, item).cost();
         if (costs[i] == 0 && i % gridDim.x == blockIdx.x) {
             clear_output<D>(p, item);
         }
@@ -260,13 +198,14 @@ __device__ void next_share(const AttendParams & p, Run & run, Item & item, Share
     share.item = p.n_items;
     while (run.item < p.n_items && run.before < run.last) {
         item = item_at<D>(p, run.item++);
-        const uint64_t cost = item.cost(), before = run.before;
+        const Load load = load_of<D>(p, item);
+        const uint64_t cost = load.cost(), before = run.before;
         run.before += cost;
         if (cost > 0) {
             const int first_part = run.owner(before);
-            share = {item.number, uint32_t(max(run.first, before) - before),
-                     uint32_t(min(run.last, before + cost) - before), first_part,
-                     run.owner(before + cost - 1) - first_part + 1};
+            const uint64_t from = max(run.first, before) - before, to = min(run.last, before + cost) - before;
+            share = {item.number, first_part, run.owner(before + cost - 1) - first_part + 1,
+                     load.turns(uint32_t(from), uint32_t(to), int(blockDim.x) / kLanes)};
             return;
         }
     }

@@ -1,6 +1,7 @@
 #pragma once
-// attend_kv in one launch: a block of threads works on its share of an item, its warps take units in turn, and who
-// finishes an item last merges it.
+// attend_kv in one launch: a block of threads works on its part of an item, its warps take units in turn, and the first
+// part's block waits for the others' sums. So all blocks of the launch have to run at a time: there is one for each SM,
+// and nothing that holds an SM waits for this launch.
 #include "attend_kv_merge.cuh"
 #include "attend_kv_window.cuh"
 #include "cuda/launch.h"
@@ -75,7 +76,7 @@ struct Worker {
     int warp, lane;
     int n_kv_heads;
 
-    __device__ __forceinline__ bool is_window(int unit) const { return unit < int(item.window_units); }
+    __device__ __forceinline__ bool is_window(int unit) const { return unit < item.window_units; }
 
     __device__ __forceinline__ Ref ref_of(int unit) const {
         Ref ref = {};
@@ -238,7 +239,6 @@ struct Shared {
     Run run;
     Item item;
     Share share;
-    Turns turns;
     Queries queries;
     Merged merged;
 };
@@ -247,7 +247,7 @@ struct Shared {
 __device__ __forceinline__ void fetch_references(const Item & item, const Turns & turns) {
     constexpr int kLine = 128 / int(sizeof(BlockRef));
     for (int i = turns.windows + int(threadIdx.x) * kLine; i < turns.last; i += int(blockDim.x) * kLine) {
-        fetch_line(item.blocks + (i - int(item.window_units)));
+        fetch_line(item.blocks + (i - item.window_units));
     }
 }
 
@@ -259,8 +259,9 @@ __device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared,
     const Item & item = shared.item;
     const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, n_warps = blockDim.x / kLanes;
     const uint32_t stored = S::ring_bytes(n_warps);
+    const Turns & turns = shared.share.turns;
     const Worker<D, T, Any> worker = {item,
-                                      shared.turns,
+                                      turns,
                                       shared.queries,
                                       arrivals,
                                       uint32_t(warp * 2 * S::kSlot),
@@ -274,10 +275,6 @@ __device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared,
     }
     if (sequence.probe_slot && lane == 0) {
         fetch_line(sequence.probe_slot + item.seen.last - 1);
-    }
-    const Turns turns = turns_of(item, shared.share, n_warps);
-    if (threadIdx.x == 0) {
-        shared.turns = turns;
     }
     const int first = turns.begin(warp);
     const Ref ref = first < turns.last ? worker.ref_of(first) : Ref{};
@@ -301,7 +298,8 @@ __device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared,
     sums.clear(first < turns.windows ? Space{} : item.v_home);
     worker.run(first, ref, sums);
     sums.move_to(item.v_home, lane);
-    merge_warps(sums, item.n_rows, red, acc, shared.merged);
+    merge_warps(sums, item.n_rows, red, acc, shared.merged,
+                shared.share.is_first() ? nullptr : part_at<D>(p, item, blockIdx.x));
 }
 
 template <int D, int T, bool Any>
@@ -316,8 +314,13 @@ __global__ void __launch_bounds__(Shape<D>::kWarps * kLanes, 1) attend(AttendPar
         make_arrival(arrivals.barrier(true));
         make_arrival(arrivals.barrier(false));
     }
+    let_the_next_launch_begin();  // it writes nothing before this one has ended
     const bool few = few_items(p);
-    if (few) {
+    if (few && is_planned(p)) {
+        if (threadIdx.x == 0) {
+            planned_share<D>(p, shared.item, shared.share);
+        }
+    } else if (few) {
         find_share<D>(p, reinterpret_cast<uint32_t *>(shared_bytes()), shared.item, shared.share);
     } else {
         find_run<D>(p, reinterpret_cast<uint32_t *>(shared_bytes()), shared.run);
@@ -334,12 +337,15 @@ __global__ void __launch_bounds__(Shape<D>::kWarps * kLanes, 1) attend(AttendPar
         }
         before_bulk_copies();
         __syncthreads();
-        if (!shared.share.exists(p)) {
+        if (shared.share.item >= p.n_items) {
             break;
         }
         work_on<D, T, Any>(p, shared, arrivals, red, acc);
-        const Ending<D> ending(shared.item);
-        if (shared.share.n_parts == 1 || merge_parts<D>(p, shared.item, shared.share, red, acc, shared.merged)) {
+        if (shared.share.is_first()) {
+            const Ending<D> ending(shared.item);
+            if (shared.share.n_parts > 1) {
+                merge_parts<D>(p, shared.item, shared.share, red, acc, shared.merged);
+            }
             finish<D>(p, shared.item, ending, acc, shared.merged);
         }
         __syncthreads();

@@ -11,10 +11,9 @@ constexpr int kMaxItems = 4096;
 
 struct AttendParams {
     ggml_zipcache_cuda_attend_args a;
-    int n_passes;        // items of a KV head
-    int n_items;         // [n_sequences, n_kv_heads, n_passes]
-    uint32_t * arrived;  // [n_items]: parts of an item that are done; zeros between launches
-    float * partial;     // [gridDim + n_items, kRows * (head_dim + 2)]: see part_at
+    int n_passes;     // items of a KV head
+    int n_items;      // [n_sequences, n_kv_heads, n_passes]
+    float * partial;  // [gridDim + n_items, kRows * (head_dim + 2)]: see part_at; zeros between launches
 };
 
 struct Device {

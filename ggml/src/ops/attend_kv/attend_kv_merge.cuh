@@ -18,110 +18,159 @@ __device__ __forceinline__ void add_weighted(float4 & sum, float weight, const f
     sum.w = fmaf(weight, x.w, sum.w);
 }
 
-// All warps' sums, in one space. red: shared [n_warps, kRows, kRedStride].
-template <int D, int T>
-__device__ void merge_warps(const Sums<D, T> & sums, int n_rows, float * red, float * acc, Merged & merged) {
-    using S = Shape<D>;
-    __shared__ float maximum[S::kWarps][kRows], sum[S::kWarps][kRows], weight[S::kWarps][kRows];
-    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, n_warps = blockDim.x / kLanes;
-    __syncthreads();
-#pragma unroll
-    for (int tile = 0; tile < kRows / kTile; ++tile) {
-        const int own = tile < T ? tile : 0, row = kTile * tile + lane % 4;
-        if (lane < kTile) {
-            maximum[warp][row] = tile < T ? sums.maximum[own] : -INFINITY;
-            sum[warp][row] = sums.sum[own];
-        }
-        if (tile < T && row < n_rows) {
-            float * to = red + (warp * kRows + row) * S::kRedStride + lane / 4;
-#pragma unroll
-            for (int i = 0; i < S::kRegs; ++i) {
-                to[8 * i] = sums.out[own][i] + sums.offset[own];
-            }
-        }
-    }
-    __syncthreads();
-    if (lane < kRows) {
-        float top = -INFINITY;
-        for (int w = 0; w < n_warps; ++w) {
-            top = fmaxf(top, maximum[w][lane]);
-        }
-        weight[warp][lane] = top == -INFINITY ? 0 : exp2_fast(maximum[warp][lane] - top);
-        merged.maximum[lane] = top;  // all warps write the same
-    }
-    __syncthreads();
-    if (threadIdx.x < kRows) {
-        float total = 0;
-        for (int w = 0; w < n_warps; ++w) {
-            total = fmaf(weight[w][threadIdx.x], sum[w][threadIdx.x], total);
-        }
-        merged.sum[threadIdx.x] = total;
-    }
-    for (int i = threadIdx.x * 4; i < n_rows * D; i += blockDim.x * 4) {
-        float4 out = {};
-#pragma unroll 4
-        for (int w = 0; w < n_warps; ++w) {
-            const float4 x = *reinterpret_cast<const float4 *>(red + (w * kRows + i / D) * S::kRedStride + i % D);
-            add_weighted(out, weight[w][i / D], x);
-        }
-        *reinterpret_cast<float4 *>(acc + i) = out;
-    }
-    __syncthreads();
+// Values for another block of the launch, that looks for them there: a word that is not zero has come.
+__device__ __forceinline__ float not_zero(float x) {
+    return x == 0 ? -0.0f : x;
 }
 
-// What a block leaves of an item for the others: [kRows, head_dim] sums, then [kRows, 2]: maximum and sum.
+__device__ __forceinline__ void leave(float * at, const float4 & x) {
+    store_relaxed(at, float4{not_zero(x.x), not_zero(x.y), not_zero(x.z), not_zero(x.w)});
+}
+
+__device__ __forceinline__ void leave(float * at, const float2 & x) {
+    store_relaxed(at, float2{not_zero(x.x), not_zero(x.y)});
+}
+
+__device__ __forceinline__ bool is_there(float x) {
+    return __float_as_uint(x) != 0;
+}
+
+__device__ __forceinline__ bool is_there(const float4 & x) {
+    return is_there(x.x) && is_there(x.y) && is_there(x.z) && is_there(x.w);
+}
+
+// Waits for them, and leaves zeros.
+__device__ __forceinline__ float2 take(float * at) {
+    float2 x;
+    do {
+        x = load_relaxed2(at);
+    } while (!(is_there(x.x) && is_there(x.y)));
+    *reinterpret_cast<float2 *>(at) = {};
+    return x;
+}
+
+// What a block leaves of an item for its first part: [kRows, head_dim] sums, then [kRows, 2]: maximum and sum. A word
+// is zero until its value is there, and again when that was read: so no flag and no fence has to follow the values.
 template <int D>
 __device__ __forceinline__ float * part_at(const AttendParams & p, const Item & item, int block) {
     return p.partial + int64_t(block + item.number) * kRows * (D + 2);
 }
 
-// Leaves this part of an item, and tells whether it was the last one; then acc holds them all. weight: shared
-// [2, n_parts, kRows].
-template <int D>
-__device__ bool merge_parts(const AttendParams & p, const Item & item, const Share & share, float * weight, float * acc,
-                            Merged & merged) {
-    __shared__ bool last;
-    const int n_values = item.n_rows * D, warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
-    float * own = part_at<D>(p, item, blockIdx.x);
-    for (int i = threadIdx.x * 4; i < n_values; i += blockDim.x * 4) {
-        *reinterpret_cast<float4 *>(own + i) = *reinterpret_cast<const float4 *>(acc + i);
-    }
-    if (threadIdx.x < kRows) {
-        const int r = threadIdx.x;
-        reinterpret_cast<float2 *>(own + kRows * D)[r] = {merged.maximum[r], merged.sum[r]};
-    }
+// All warps' sums, in one space: to acc and merged or, by another part than the first, to the place where that one
+// looks for them. red: shared [n_warps, kRows, kRedStride].
+template <int D, int T>
+__device__ void merge_warps(const Sums<D, T> & sums, int n_rows, float * red, float * acc, Merged & merged,
+                            float * part) {
+    using S = Shape<D>;
+    __shared__ float maximum[S::kWarps][kRows], sum[S::kWarps][kRows];
+    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, n_warps = blockDim.x / kLanes;
     __syncthreads();
-    if (threadIdx.x == 0) {
-        last = count_arrival(&p.arrived[item.number]) + 1 == uint32_t(share.n_parts);
-        if (last) {
-            p.arrived[item.number] = 0;
+#pragma unroll
+    for (int tile = 0; tile < T; ++tile) {
+        const int row = kTile * tile + lane % 4;
+        if (row < n_rows) {
+            if (lane < kTile) {
+                maximum[warp][row] = sums.maximum[tile];
+                sum[warp][row] = sums.sum[tile];
+            }
+            float * to = red + (warp * kRows + row) * S::kRedStride + lane / 4;
+#pragma unroll
+            for (int i = 0; i < S::kRegs; ++i) {
+                to[8 * i] = sums.out[tile][i] + sums.offset[tile];
+            }
         }
     }
     __syncthreads();
-    if (!last) {
-        return false;
+    for (int i = threadIdx.x * 4; i < n_rows * D; i += blockDim.x * 4) {
+        const int row = i / D;
+        float top = -INFINITY, total = 0;
+        for (int w = 0; w < n_warps; ++w) {
+            top = fmaxf(top, maximum[w][row]);
+        }
+        float4 out = {};
+#pragma unroll 4
+        for (int w = 0; w < n_warps; ++w) {
+            const float weight = top == -INFINITY ? 0 : exp2_fast(maximum[w][row] - top);
+            total = fmaf(weight, sum[w][row], total);
+            add_weighted(out, weight,
+                         *reinterpret_cast<const float4 *>(red + (w * kRows + row) * S::kRedStride + i % D));
+        }
+        if (part) {
+            leave(part + i, out);
+            if (i % D == 0) {
+                leave(part + kRows * D + 2 * row, float2{top, total});
+            }
+            continue;
+        }
+        *reinterpret_cast<float4 *>(acc + i) = out;
+        if (i % D == 0) {
+            merged.maximum[row] = top;
+            merged.sum[row] = total;
+        }
     }
-    // on their way while the weights are found: as many values as a thread has room for
-    constexpr int kAhead = 16;
-    const float * from = part_at<D>(p, item, share.first_part);
-    auto value = [&](int i, int k) {
-        return __ldcg(reinterpret_cast<const float4 *>(from + int64_t(k) * kRows * (D + 2) + i));
-    };
-    float4 ahead[kAhead];
+    __syncthreads();
+}
+
+// The same values of some of an item's other parts, as many as a thread has room for.
+template <int D>
+struct Others {
+    static constexpr int kMost = 16;
+    float * at;  // the values in the first of these parts
+    int n;
+    float4 x[kMost];
+
+    __device__ __forceinline__ float * place(int k) const { return at + k * kRows * (D + 2); }
+    // what is there so far
+    __device__ __forceinline__ Others(float * at, int n) : at(at), n(n) {
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-        const bool there = k < share.n_parts && int(threadIdx.x) * 4 < n_values;
-        ahead[k] = there ? value(threadIdx.x * 4, k) : float4{};
+        for (int k = 0; k < kMost; ++k) {
+            x[k] = k < n ? load_relaxed4(place(k)) : float4{1, 1, 1, 1};
+        }
     }
+    // Waits for all of them, and leaves zeros.
+    __device__ __forceinline__ void take() {
+        for (bool there = false; !there;) {
+            there = true;
+#pragma unroll
+            for (int k = 0; k < kMost; ++k) {
+                if (!is_there(x[k])) {
+                    x[k] = load_relaxed4(place(k));
+                    there = false;
+                }
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < kMost; ++k) {
+            if (k < n) {
+                *reinterpret_cast<float4 *>(place(k)) = {};
+            }
+        }
+    }
+};
+
+// Adds the other parts of an item to its first one, in acc. weight: shared [2, n_parts, kRows].
+template <int D>
+__device__ void merge_parts(const AttendParams & p, const Item & item, const Share & share, float * weight, float * acc,
+                            Merged & merged) {
+    const int n_values = item.n_rows * D, warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+    constexpr int kMost = Others<D>::kMost;
+    float * from = part_at<D>(p, item, share.first_part);
+    auto others = [&](int i, int k) {
+        return Others<D>(from + int64_t(k) * kRows * (D + 2) + i, i < n_values ? min(kMost, share.n_parts - k) : 0);
+    };
+    Others<D> first = others(threadIdx.x * 4, 1);  // on their way while the weights are found
     float * sum = weight + share.n_parts * kRows;
-    for (int i = threadIdx.x; i < share.n_parts * kRows; i += blockDim.x) {
-        const float * part = part_at<D>(p, item, share.first_part + i / kRows);
-        const float2 own = __ldcg(reinterpret_cast<const float2 *>(part + kRows * D) + i % kRows);
+    for (int i = blockDim.x - 1 - threadIdx.x; i < share.n_parts * kRows; i += blockDim.x) {  // by other threads
+        const int k = i / kRows, r = i % kRows;
+        float2 own = {merged.maximum[r], merged.sum[r]};
+        if (k > 0 && r < item.n_rows) {
+            own = take(from + int64_t(k) * kRows * (D + 2) + kRows * D + 2 * r);
+        }
         weight[i] = own.x;
         sum[i] = own.y;
     }
     __syncthreads();
-    for (int r = warp; r < kRows; r += blockDim.x / kLanes) {
+    for (int r = warp; r < item.n_rows; r += blockDim.x / kLanes) {
         float top = -INFINITY, total = 0;
         for (int k = lane; k < share.n_parts; k += kLanes) {
             top = fmaxf(top, weight[k * kRows + r]);
@@ -146,21 +195,25 @@ __device__ bool merge_parts(const AttendParams & p, const Item & item, const Sha
     }
     __syncthreads();
     for (int i = threadIdx.x * 4; i < n_values; i += blockDim.x * 4) {
+        const float * own = weight + i / D;
+        const float4 x = *reinterpret_cast<const float4 *>(acc + i);
         float4 out = {};
-#pragma unroll
-        for (int k = 0; k < kAhead; ++k) {
-            if (k < share.n_parts) {
-                add_weighted(out, weight[k * kRows + i / D], i == int(threadIdx.x) * 4 ? ahead[k] : value(i, k));
+        add_weighted(out, *own, x);
+        for (int k = 1; k < share.n_parts; k += kMost) {
+            if (k > 1 || i >= int(blockDim.x) * 4) {
+                first = others(i, k);
             }
-        }
-#pragma unroll 4
-        for (int k = kAhead; k < share.n_parts; ++k) {
-            add_weighted(out, weight[k * kRows + i / D], value(i, k));
+            first.take();
+#pragma unroll
+            for (int j = 0; j < kMost; ++j) {
+                if (j < first.n) {
+                    add_weighted(out, own[(k + j) * kRows], first.x[j]);
+                }
+            }
         }
         *reinterpret_cast<float4 *>(acc + i) = out;
     }
     __syncthreads();
-    return true;
 }
 
 // What finish() reads of an item from far, asked for early.

@@ -7,15 +7,14 @@
 // Lane l has rows l / 4 and l / 4 + 8 of C and head l % 4 of each tile. For B it feeds the column l / 4: head l / 8,
 // high bytes or, where l / 4 is odd, low ones.
 #include "attend_kv_launch.h"
+#include "attend_kv_shares.cuh"
 #include "cuda/ptx.cuh"
 #include "cuda_index.h"
 #include "ggml-zipcache-cuda.h"
 
 namespace zipcache::cuda {
 
-constexpr int kWindowTokens = 32;  // of a unit
-constexpr int kWindowTurns = 4;    // what it costs, in blocks (measured on an H100)
-constexpr float kMost = 32000;     // of a query or a probability as an integer of 16 bits
+constexpr float kMost = 32000;  // of a query or a probability as an integer of 16 bits
 // 1.5 * 2^23: a float's low bits are then an integer; 128 rounds its high byte
 constexpr float kMagic = 12582912 + 128;
 constexpr float kTop = format::kTopRange;
@@ -29,7 +28,7 @@ struct Shape {
     static constexpr int kSteps = D / 16;   // of 16 channels
     static constexpr int kQuarter = D / 4;  // channels of a lane of B
     static constexpr int kSlot = 72 * D;    // bytes of half a unit: 8-bit codes, parameters by 32 channels
-    static constexpr int kWarps = D >= 256 ? 6 : D >= 128 ? 12 : 16;  // at most: as many as shared memory takes
+    static constexpr int kWarps = attend_warps(D);
     static constexpr int kRedStride = D + 8;                          // floats; spreads the rows over the banks
     static constexpr int kIntegers = kRows * D * int(sizeof(float));  // offset of the queries as integers
     static constexpr int kQueries = kIntegers + kRows * D * int(sizeof(int16_t));

@@ -2,6 +2,7 @@
 // The table by which attend_kv finds the blocks of a layer of a sequence; index_kv writes it, all on the device.
 //
 //   IndexHeader
+//   parts     [n_parts] Part: of each block of threads, where attend_kv has but this sequence
 //   n_blocks  [n_kv_heads] u32
 //   cost      [n_kv_heads] u32: of all blocks of a head, see block_cost
 //   start     [n_kv_heads, kQuanta + 1] u32: the first block at or behind each of kQuanta equal shares of the cost
@@ -33,7 +34,8 @@ struct Space {
 
 struct IndexHeader {
     Space k, v;
-    uint64_t records, blocks;  // offsets from the start of the index; those of the parts before follow from n_kv_heads
+    uint64_t records,
+        blocks;  // offsets from the start of the index; what comes before follows from n_kv_heads and n_parts
     uint32_t max_segments, max_blocks;
 };
 
@@ -65,13 +67,22 @@ struct BlockRef {
 };
 static_assert(sizeof(BlockRef) == 32);
 
-struct IndexLayout {
-    int64_t n_blocks, cost, start, before, records, blocks, size;
+// A part of the layer: windows [first_window, last_window) of a KV head, as far as there are so many, and blocks
+// [first_block, last_block).
+struct Part {
+    uint16_t head, first_part, n_parts;  // n_kv_heads: none; the parts that the head has
+    uint16_t first_window, last_window;
+    uint32_t first_block, last_block;
 };
 
-constexpr IndexLayout index_layout(int n_kv_heads, int max_segments, int64_t max_blocks) {
+struct IndexLayout {
+    int64_t parts, n_blocks, cost, start, before, records, blocks, size;
+};
+
+constexpr IndexLayout index_layout(int n_kv_heads, int n_parts, int max_segments, int64_t max_blocks) {
     IndexLayout l = {};
-    l.n_blocks = align(sizeof(IndexHeader));
+    l.parts = align(sizeof(IndexHeader));
+    l.n_blocks = align(l.parts + n_parts * int64_t(sizeof(Part)));
     l.cost = align(l.n_blocks + n_kv_heads * int64_t(sizeof(uint32_t)));
     l.start = align(l.cost + n_kv_heads * int64_t(sizeof(uint32_t)));
     l.before = align(l.start + n_kv_heads * int64_t(kQuanta + 1) * int64_t(sizeof(uint32_t)));

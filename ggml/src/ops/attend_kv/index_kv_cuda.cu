@@ -1,3 +1,5 @@
+#include "attend_kv_launch.h"
+#include "attend_kv_shares.cuh"
 #include "cuda/launch.h"
 #include "cuda_index.h"
 #include "ggml-zipcache-cuda.h"
@@ -9,6 +11,7 @@ constexpr int kThreads = 256;
 
 struct Args {
     ggml_zipcache_cuda_index_args a;
+    int n_parts;
     IndexLayout layout;
     uint8_t * index;
 
@@ -85,6 +88,7 @@ __device__ void write_record(const ggml_zipcache_cuda_segment & s, int head, Hea
 // The header, by one thread. The space of all segments, or of none of them.
 __device__ void write_header(const Args & args, bool k_same, bool v_same) {
     IndexHeader header = {};
+    header.k.same = k_same;
     if (args.n_segments() > 0) {
         const auto & s = args.a.segments[0];
         header.k = {s.k_divisor, s.format->k.rotate, k_same};
@@ -217,11 +221,52 @@ __global__ void index_blocks(Args args) {
     }
 }
 
+// One block of threads: everybody's part, with a full window. A window that holds less leaves its parts less to do.
+__global__ void plan_parts(Args args) {
+    __shared__ uint32_t cost[kThreads], n_units[kThreads];
+    const int n_heads = args.a.n_kv_heads;
+    if (n_heads > kThreads) {
+        return;  // attend_kv does not look at it: they are not few
+    }
+    const auto windows = uint32_t(window_units(int(args.a.window_capacity)));
+    auto load_of = [&](int head) {
+        return Load{windows, window_cost(args.a.head_dim), args.at<uint32_t>(args.layout.n_blocks)[head],
+                    args.at<uint32_t>(args.layout.cost)[head],
+                    args.at<uint32_t>(args.layout.start) + int64_t(head) * (kQuanta + 1)};
+    };
+    if (int(threadIdx.x) < n_heads) {
+        const Load load = load_of(threadIdx.x);
+        cost[threadIdx.x] = load.cost();
+        n_units[threadIdx.x] = load.n_units();
+    }
+    __syncthreads();
+    const Few few = {cost, n_units, n_heads, args.n_parts, attend_warps(args.a.head_dim)};
+    for (int i = threadIdx.x; i < args.n_parts; i += kThreads) {
+        const Share share = few.share_of(i);
+        Part part = {uint16_t(share.item), uint16_t(share.first_part), uint16_t(share.n_parts)};
+        if (share.item < n_heads) {
+            const Turns turns = few.turns_of(share, load_of(share.item), i);
+            const bool ends_window = turns.windows == int(windows);
+            if (turns.windows > turns.first) {
+                part.first_window = uint16_t(turns.first);
+                part.last_window = ends_window ? UINT16_MAX : uint16_t(turns.windows);
+            }
+            part.first_block = turns.windows - windows;
+            part.last_block = turns.last - windows;
+            if (turns.windows < int(windows)) {
+                part.first_block = part.last_block = 0;
+            }
+        }
+        args.at<Part>(args.layout.parts)[i] = part;
+    }
+}
+
 }  // namespace
 }  // namespace zipcache::cuda
 
 size_t ggml_zipcache_cuda_index_bytes(int32_t n_kv_heads, int32_t max_segments, int64_t max_blocks) {
-    return zipcache::cuda::index_layout(n_kv_heads, max_segments, max_blocks).size;
+    return zipcache::cuda::index_layout(n_kv_heads, zipcache::cuda::Device().multiprocessors, max_segments, max_blocks)
+        .size;
 }
 
 const char * ggml_zipcache_cuda_index_kv(const ggml_zipcache_cuda_index_args * args, uint8_t * index, void * stream) {
@@ -229,12 +274,15 @@ const char * ggml_zipcache_cuda_index_kv(const ggml_zipcache_cuda_index_args * a
     if (args->n_kv_heads < 1 || args->max_segments < 0 || args->max_segments > 65535 || args->max_blocks < 0) {
         return "index_kv got a count out of range; accepted: KV heads from 1, segments up to 65535, blocks from 0";
     }
-    const Args a = {*args, index_layout(args->n_kv_heads, args->max_segments, args->max_blocks), index};
+    const int n_parts = Device().multiprocessors;
+    const Args a = {*args, n_parts, index_layout(args->n_kv_heads, n_parts, args->max_segments, args->max_blocks),
+                    index};
     const auto at = static_cast<cudaStream_t>(stream);
     index_segments<<<args->n_kv_heads, kThreads, 0, at>>>(a);
     if (args->max_blocks > 0) {
         const dim3 grid(unsigned((args->max_blocks + kThreads - 1) / kThreads), args->n_kv_heads);
         index_blocks<<<grid, kThreads, 0, at>>>(a);
     }
+    plan_parts<<<1, kThreads, 0, at>>>(a);
     return launch_error();
 }
