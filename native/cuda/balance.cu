@@ -45,114 +45,222 @@ __global__ void sum_groups(BalanceArgs args, GroupSums * sums) {
     sums[(int64_t(head) * gridDim.x + group) * dim + c] = {scatter > 0 ? scatter : 0, v_sum, v_squares};
 }
 
-// Attention of one sampled probe's head over all rows, a block each: noise [n_samples, n_heads] <- the sum over the
-// rows of p^2 |W_o (v - o)|^2 (diagonal of W_o). p [n_samples, n_heads, rows.n]
-__global__ void logit_noise(BalanceArgs args, int n_samples, float * p_all, double * noise) {
+// Four neighbouring channels of a row for each lane, twice for 256 of them.
+template <int D>
+struct Channels {
+    static constexpr int kN = D > 4 * kWarp ? 2 : 1;
+    float x[kN][4];
+
+    __device__ __forceinline__ static int first(int i) { return (i * kWarp + threadIdx.x % kWarp) * 4; }
+
+    template <class Body>
+    __device__ __forceinline__ static void each(Body && body) {
+#pragma unroll
+        for (int i = 0; i < kN; ++i) {
+            if (first(i) < D) {
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    body(i, j, first(i) + j);
+                }
+            }
+        }
+    }
+    __device__ __forceinline__ void load(const uint16_t * __restrict__ row) {
+#pragma unroll
+        for (int i = 0; i < kN; ++i) {
+            if (first(i) < D) {
+                const uint2 v = __ldg(reinterpret_cast<const uint2 *>(row + first(i)));
+                const float2 a = __half22float2(*reinterpret_cast<const __half2 *>(&v.x));
+                const float2 b = __half22float2(*reinterpret_cast<const __half2 *>(&v.y));
+                x[i][0] = a.x, x[i][1] = a.y, x[i][2] = b.x, x[i][3] = b.y;
+            }
+        }
+    }
+};
+
+constexpr int kNoiseHeads = 2;  // query heads that a block reads a KV head for
+
+// Attention of a sampled probe over all rows, for some query heads of a KV head: noise [n_samples, n_heads] <- the sum
+// over the rows of p^2 |W_o (v - o)|^2 (diagonal of W_o). grid [n_samples, n_kv_heads, query heads of one in parts];
+// p [n_samples, n_heads, rows.n]
+template <int D>
+__global__ void __launch_bounds__(kRowThreads)
+    logit_noise(BalanceArgs args, int n_samples, float * p_all, double * noise) {
     const KeyRows & rows = args.rows;
-    const int sample = blockIdx.x, query_head = blockIdx.y, dim = rows.head_dim;
-    const int head = query_head / (rows.n_heads / rows.n_kv_heads);
+    const int sample = blockIdx.x, head = blockIdx.y, group = rows.n_heads / rows.n_kv_heads;
+    const int first_head = head * group + int(blockIdx.z) * kNoiseHeads;
+    const int n_own = min(kNoiseHeads, (head + 1) * group - first_head);
     const int64_t probe = int64_t(args.n_probes) * (2 * sample + 1) / (2 * n_samples);
     const int64_t last = min(rows.n, args.probe_row[probe] + 1);
     const int64_t first = rows.sliding_window > 0 ? max(int64_t(0), last - rows.sliding_window) : 0;
-    float * p = p_all + (int64_t(sample) * rows.n_heads + query_head) * rows.n;
-    const float * q = args.probe_q + (probe * rows.n_heads + query_head) * dim;
-    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, n_warps = blockDim.x / kWarp;
-    const int64_t base = head * rows.stride;
-    extern __shared__ float out[];  // [head_dim], then [n_warps, head_dim]
-    float * parts = out + dim;
+    constexpr int kWarps = kRowThreads / kWarp, kAtOnce = 4;  // rows that a warp waits for at a time
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    const uint16_t *keys = rows.k + head * rows.stride * D, *values = args.v + head * rows.stride * D;
+    __shared__ float out[D], parts[kWarps][D];
+    // where there is no head the last one is looked at again
+    auto own = [&](int i) { return first_head + min(i, n_own - 1); };
+    auto p_of = [&](int i) { return p_all + (int64_t(sample) * rows.n_heads + own(i)) * rows.n; };
+    // calls body(row, what is there of it) for a warp's rows
+    auto walk = [&](const uint16_t * from, int64_t begin, int64_t end, auto && body) {
+        for (int64_t t = begin + warp * kAtOnce; t < end; t += kWarps * kAtOnce) {
+            Channels<D> row[kAtOnce];
+#pragma unroll
+            for (int i = 0; i < kAtOnce; ++i) {
+                row[i].load(from + min(t + i, end - 1) * D);
+            }
+#pragma unroll
+            for (int i = 0; i < kAtOnce; ++i) {
+                if (t + i < end) {
+                    body(t + i, row[i]);
+                }
+            }
+        }
+    };
 
-    float top = -INFINITY;
-    for (int64_t t = first + warp; t < last; t += n_warps) {
-        float dot = 0;
-        for (int c = lane; c < dim; c += kWarp) {
-            dot += q[c] * at(rows.k, (base + t) * dim + c);
+    Channels<D> of_head[kNoiseHeads];  // the queries, later the sums, then the means
+    float top[kNoiseHeads];
+#pragma unroll
+    for (int h = 0; h < kNoiseHeads; ++h) {
+        const float * query = args.probe_q + (probe * rows.n_heads + own(h)) * D;
+        Channels<D>::each([&](int i, int j, int c) { of_head[h].x[i][j] = query[c]; });
+        top[h] = -INFINITY;
+    }
+    walk(keys, first, last, [&](int64_t t, const Channels<D> & row) {
+#pragma unroll
+        for (int h = 0; h < kNoiseHeads; ++h) {
+            float dot = 0;
+            Channels<D>::each([&](int i, int j, int) { dot += of_head[h].x[i][j] * row.x[i][j]; });
+            dot = warp_all(dot, Sum()) * rows.scale;
+            if (lane == 0 && h < n_own) {
+                p_of(h)[t] = dot;
+            }
+            top[h] = fmaxf(top[h], dot);
         }
-        dot = warp_all(dot, Sum()) * rows.scale;
-        if (lane == 0) {
-            p[t] = dot;
+    });
+#pragma unroll
+    for (int h = 0; h < kNoiseHeads; ++h) {
+        float * p = p_of(h);
+        const float most = block_all(top[h], Most());
+        if (h < n_own) {
+            float sum = 0;
+            for (int64_t t = first + threadIdx.x; t < last; t += kRowThreads) {
+                sum += p[t] = expf(p[t] - most);
+            }
+            sum = block_all(sum, Sum());
+            for (int64_t t = first + threadIdx.x; t < last; t += kRowThreads) {
+                p[t] /= sum;
+            }
         }
-        top = fmaxf(top, dot);
-    }
-    top = block_all(top, Most());
-    float sum = 0;
-    for (int64_t t = first + threadIdx.x; t < last; t += blockDim.x) {
-        sum += p[t] = expf(p[t] - top);
-    }
-    sum = block_all(sum, Sum());
-    for (int64_t t = first + threadIdx.x; t < last; t += blockDim.x) {
-        p[t] /= sum;
-    }
-    for (int c = threadIdx.x; c < n_warps * dim; c += blockDim.x) {
-        parts[c] = 0;
+        Channels<D>::each([&](int i, int j, int) { of_head[h].x[i][j] = 0; });
     }
     __syncthreads();
-    for (int64_t t = first + warp; t < last; t += n_warps) {
-        for (int c = lane; c < dim; c += kWarp) {
-            parts[warp * dim + c] += p[t] * at(args.v, (base + t) * dim + c);
+    walk(values, first, last, [&](int64_t t, const Channels<D> & row) {
+#pragma unroll
+        for (int h = 0; h < kNoiseHeads; ++h) {
+            const float p = p_of(h)[t];
+            Channels<D>::each([&](int i, int j, int) { of_head[h].x[i][j] += p * row.x[i][j]; });
         }
+    });
+#pragma unroll
+    for (int h = 0; h < kNoiseHeads; ++h) {
+        Channels<D>::each([&](int i, int j, int c) { parts[warp][c] = of_head[h].x[i][j]; });
+        __syncthreads();
+        for (int c = threadIdx.x; c < D; c += kRowThreads) {
+            out[c] = 0;
+            for (int w = 0; w < kWarps; ++w) {
+                out[c] += parts[w][c];
+            }
+        }
+        __syncthreads();
+        Channels<D>::each([&](int i, int j, int c) { of_head[h].x[i][j] = out[c]; });
     }
-    __syncthreads();
-    for (int c = threadIdx.x; c < dim; c += blockDim.x) {
-        out[c] = 0;
-        for (int w = 0; w < n_warps; ++w) {
-            out[c] += parts[w * dim + c];
-        }
+    Channels<D> norm[kNoiseHeads];
+    double total[kNoiseHeads] = {};
+#pragma unroll
+    for (int h = 0; h < kNoiseHeads; ++h) {
+        Channels<D>::each([&](int i, int j, int c) { norm[h].x[i][j] = args.norms[int64_t(own(h)) * D + c]; });
     }
-    __syncthreads();
-    const float * norm = args.norms + int64_t(query_head) * dim;
-    double total = 0;
-    for (int64_t t = max(first, args.first) + warp; t < min(last, args.first + args.n); t += n_warps) {
-        if (p[t] <= 1e-6f) {
-            continue;
+    walk(values, max(first, args.first), min(last, args.first + args.n), [&](int64_t t, const Channels<D> & row) {
+#pragma unroll
+        for (int h = 0; h < kNoiseHeads; ++h) {
+            float distance = 0;
+            Channels<D>::each([&](int i, int j, int) {
+                const float d = row.x[i][j] - of_head[h].x[i][j];
+                distance += norm[h].x[i][j] * d * d;
+            });
+            distance = warp_all(distance, Sum());
+            const float p = p_of(h)[t];
+            total[h] += lane == 0 && p > 1e-6f ? double(p) * p * distance : 0.0;
         }
-        float distance = 0;
-        for (int c = lane; c < dim; c += kWarp) {
-            const float d = at(args.v, (base + t) * dim + c) - out[c];
-            distance += norm[c] * d * d;
+    });
+#pragma unroll
+    for (int h = 0; h < kNoiseHeads; ++h) {
+        const double sum = block_all(total[h], Sum());
+        if (threadIdx.x == 0 && h < n_own) {
+            noise[sample * rows.n_heads + own(h)] = sum;
         }
-        distance = warp_all(distance, Sum());
-        total += lane == 0 ? double(p[t]) * p[t] * distance : 0.0;
-    }
-    total = block_all(total, Sum());
-    if (threadIdx.x == 0) {
-        noise[sample * rows.n_heads + query_head] = total;
     }
 }
 
-// A block a KV head: threads [kQueryRows, head_dim].
-constexpr int kQueryRows = 4;
+// Sums of the probes' squared queries, of a part of them: squares [kQueryParts, n_kv_heads, head_dim]. grid
+// [kQueryParts, n_kv_heads], threads [n_rows, head_dim]
+constexpr int kQueryParts = 32;
 
-__global__ void finish(BalanceArgs args, const GroupSums * sums, const double * noise, int n_samples, BalanceOut out) {
+__global__ void sum_queries(BalanceArgs args, double * squares) {
     const KeyRows & rows = args.rows;
-    const int head = blockIdx.x, dim = rows.head_dim, c = threadIdx.x, y = threadIdx.y;
+    const int head = blockIdx.y, dim = rows.head_dim, c = threadIdx.x, y = threadIdx.y, n_rows = blockDim.y;
     const int group = rows.n_heads / rows.n_kv_heads;
-    extern __shared__ double shared[];  // [kQueryRows, head_dim]
-    double squares = 0;
-    for (int64_t i = y; i < int64_t(args.n_probes) * group; i += kQueryRows) {
-        const int64_t query = i / group * rows.n_heads + head * group + i % group;
-        const double q = args.probe_q[query * dim + c];
-        squares += q * q;
+    extern __shared__ double shared[];  // [n_rows, head_dim]
+    double sum = 0;
+    for (int64_t i = int64_t(blockIdx.x) * n_rows + y; i < int64_t(args.n_probes) * group; i += kQueryParts * n_rows) {
+        const double q = args.probe_q[(i / group * rows.n_heads + head * group + i % group) * dim + c];
+        sum += q * q;
     }
-    shared[y * dim + c] = squares;
+    shared[y * dim + c] = sum;
     __syncthreads();
+    if (y == 0) {
+        for (int i = 1; i < n_rows; ++i) {
+            sum += shared[i * dim + c];
+        }
+        squares[(int64_t(blockIdx.x) * rows.n_kv_heads + head) * dim + c] = sum;
+    }
+}
+
+// A block a KV head: threads [n_rows, head_dim].
+constexpr int kMostThreads = 1024;
+
+__global__ void finish(BalanceArgs args, const GroupSums * sums, const double * squares, const double * noise,
+                       int n_samples, BalanceOut out) {
+    const KeyRows & rows = args.rows;
+    const int head = blockIdx.x, dim = rows.head_dim, c = threadIdx.x, y = threadIdx.y, n_rows = blockDim.y;
+    const int group = rows.n_heads / rows.n_kv_heads;
+    extern __shared__ GroupSums parts[];  // [n_rows, head_dim]
     const int64_t n_groups = (args.n + kGroupTokens - 1) / kGroupTokens;
+    GroupSums all = {};
+    auto add = [&](const GroupSums & s) {
+        all.k_scatter += s.k_scatter;
+        all.v_sum += s.v_sum;
+        all.v_squares += s.v_squares;
+    };
+    for (int64_t g = y; g < n_groups; g += n_rows) {
+        add(sums[(head * n_groups + g) * dim + c]);
+    }
+    parts[y * dim + c] = all;
+    __syncthreads();
     double k_part = 0, v_part = 0;
     if (y == 0) {
-        for (int i = 1; i < kQueryRows; ++i) {
-            squares += shared[i * dim + c];
+        for (int i = 1; i < n_rows; ++i) {
+            add(parts[i * dim + c]);
         }
-        double scatter = 0, v_sum = 0, v_squares = 0;
-        for (int64_t g = 0; g < n_groups; ++g) {
-            const GroupSums & s = sums[(head * n_groups + g) * dim + c];
-            scatter += s.k_scatter;
-            v_sum += s.v_sum;
-            v_squares += s.v_squares;
+        double q_squares = 0;
+        for (int i = 0; i < kQueryParts; ++i) {
+            q_squares += squares[(int64_t(i) * rows.n_kv_heads + head) * dim + c];
         }
         const double n = double(args.n);
-        const float k_spread = fmaxf(kLeast, float(sqrt(scatter / n)));
-        const float v_spread = fmaxf(kLeast, float(sqrt(fmax(0.0, v_squares - v_sum * v_sum / n) / n)));
+        const float k_spread = fmaxf(kLeast, float(sqrt(all.k_scatter / n)));
+        const float v_spread = fmaxf(kLeast, float(sqrt(fmax(0.0, all.v_squares - all.v_sum * all.v_sum / n) / n)));
         const float q_size =
-            args.n_probes > 0 ? fmaxf(kLeast, float(sqrt(squares / (double(args.n_probes) * group)))) : 1.0f;
+            args.n_probes > 0 ? fmaxf(kLeast, float(sqrt(q_squares / (double(args.n_probes) * group)))) : 1.0f;
         float read = 0;
         for (int r = head * group; r < (head + 1) * group; ++r) {
             read += args.norms[int64_t(r) * dim + c];
@@ -165,7 +273,7 @@ __global__ void finish(BalanceArgs args, const GroupSums * sums, const double * 
     }
     const double logit_noise = block_all(k_part, Sum()), value_noise = block_all(v_part, Sum());
     double weight = 0;
-    for (int64_t t = y * dim + c; t < args.n; t += kQueryRows * dim) {
+    for (int64_t t = y * dim + c; t < args.n; t += n_rows * dim) {
         weight += args.square[head * rows.n + args.first + t] / fmaxf(1.0f, args.seen[t]);
     }
     weight = block_all(weight, Sum());
@@ -211,27 +319,42 @@ size_t noise_bytes(const BalanceArgs & args) {
     return sizeof(double) * kSampledProbes * args.rows.n_heads;
 }
 
+size_t squares_bytes(const BalanceArgs & args) {
+    return sizeof(double) * kQueryParts * args.rows.n_kv_heads * args.rows.head_dim;
+}
+
 }  // namespace
 
 size_t balance_workspace(const BalanceArgs & args) {
-    return sums_bytes(args) + noise_bytes(args) + sizeof(float) * samples(args) * args.rows.n_heads * args.rows.n;
+    return sums_bytes(args) + noise_bytes(args) + squares_bytes(args) +
+           sizeof(float) * samples(args) * args.rows.n_heads * args.rows.n;
 }
 
 void balance(const BalanceArgs & args, const BalanceOut & out, void * workspace, cudaStream_t stream) {
     const KeyRows & rows = args.rows;
-    auto * sums = static_cast<GroupSums *>(workspace);
-    auto * noise = reinterpret_cast<double *>(static_cast<char *>(workspace) + sums_bytes(args));
-    auto * p = reinterpret_cast<float *>(reinterpret_cast<char *>(noise) + noise_bytes(args));
+    auto * at = static_cast<char *>(workspace);
+    auto * sums = reinterpret_cast<GroupSums *>(at);
+    auto * noise = reinterpret_cast<double *>(at += sums_bytes(args));
+    auto * squares = reinterpret_cast<double *>(at += noise_bytes(args));
+    auto * p = reinterpret_cast<float *>(at += squares_bytes(args));
     const int n_samples = samples(args);
     const dim3 groups(static_cast<unsigned>(n_groups(args.n)), rows.n_kv_heads);
     sum_groups<<<groups, rows.head_dim, 0, stream>>>(args, sums);
     if (n_samples > 0) {
-        const size_t shared = sizeof(float) * rows.head_dim * (1 + kRowThreads / kWarp);
-        logit_noise<<<dim3(n_samples, rows.n_heads), kRowThreads, shared, stream>>>(args, n_samples, p, noise);
+        auto * kernel = rows.head_dim == 64    ? logit_noise<64>
+                        : rows.head_dim == 80  ? logit_noise<80>
+                        : rows.head_dim == 96  ? logit_noise<96>
+                        : rows.head_dim == 128 ? logit_noise<128>
+                                               : logit_noise<256>;  // a device attends to no others
+        const int group = rows.n_heads / rows.n_kv_heads;
+        const dim3 heads(n_samples, rows.n_kv_heads, (group + kNoiseHeads - 1) / kNoiseHeads);
+        kernel<<<heads, kRowThreads, 0, stream>>>(args, n_samples, p, noise);
     }
-    const dim3 threads(rows.head_dim, kQueryRows);
-    finish<<<rows.n_kv_heads, threads, sizeof(double) * kQueryRows * rows.head_dim, stream>>>(args, sums, noise,
-                                                                                              n_samples, out);
+    const dim3 threads(rows.head_dim, kMostThreads / rows.head_dim);
+    sum_queries<<<dim3(kQueryParts, rows.n_kv_heads), threads, sizeof(double) * threads.x * threads.y, stream>>>(
+        args, squares);
+    finish<<<rows.n_kv_heads, threads, sizeof(GroupSums) * threads.x * threads.y, stream>>>(args, sums, squares, noise,
+                                                                                            n_samples, out);
 }
 
 void normalizer(const KeyRows & rows, const uint16_t * v, int64_t first, int64_t n, float * out, cudaStream_t stream) {

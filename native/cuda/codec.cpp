@@ -1,6 +1,5 @@
 #include "cuda/codec.h"
 
-#include "cuda/tiers.h"
 #include "kv/water_fill.h"
 
 namespace zipcache::cuda {
@@ -158,8 +157,14 @@ void CudaCodec::choose_tiers(const Segment & s, int layer, const Rows & rows, in
     costs({key_rows(rows), rows.v, first, n, balance, balance + width, balance + 2 * width,
            balance + 2 * width + h_.n_kv_heads, n_ranks, saliency.data(), mean.data()},
           k.data(), v.data(), stream);
+    if (sizes_for_ != std::pair(s.format, n)) {
+        sizes_ = sizes_of(*s.format, n);
+        sizes_for_ = {s.format, n};
+    }
+    Temporary<uint8_t> workspace(water_fill_workspace(sizes_, h_.n_kv_heads), stream);
+    workspace.clear();
     const double elements = 2.0 * double(h_.n_kv_heads * n) * h_.head_dim;
-    water_fill(sizes_of(*s.format, n), h_.n_kv_heads, n, k.data(), v.data(), policy_->budget * elements / 8, tier,
+    water_fill(sizes_, h_.n_kv_heads, n, k.data(), v.data(), policy_->budget * elements / 8, tier, workspace.data(),
                stream);
 }
 

@@ -1,7 +1,10 @@
 #pragma once
+#include <utility>
+
 #include "cuda/balance.h"
 #include "cuda/cuda_device.h"
 #include "cuda/temporary.h"
+#include "cuda/tiers.h"
 #include "kv/device_codec.h"
 
 namespace zipcache::cuda {
@@ -32,6 +35,9 @@ class CudaCodec : public DeviceCodec {
 
     CudaDevice & device_;
     OutputNorms & norms_;
+    // The same for all layers of a prompt, and some time to find. Guarded by the device's turn.
+    mutable std::pair<const ggml_zipcache_format *, int64_t> sizes_for_ = {nullptr, 0};
+    mutable SegmentSizes sizes_ = {};
 };
 
 }  // namespace zipcache::cuda

@@ -1,5 +1,7 @@
 #include <cuda_fp16.h>
 
+#include <algorithm>
+
 #include "cuda/block_sum.cuh"
 #include "cuda/row.cuh"
 #include "cuda/tiers.h"
@@ -195,46 +197,76 @@ __device__ int64_t tier_bytes(const SegmentSizes & s, int tier, int count) {
            s.block[tier][(count % s.group + kTile - 1) / kTile];
 }
 
-// One block: bisects on what the whole segment takes.
-__global__ void fill(const __grid_constant__ SegmentSizes s, int n_kv_heads, int64_t n, const float * k,
-                     const float * v, double most_bytes, uint8_t * tier) {
-    extern __shared__ int counts[];  // [n_kv_heads, n_tiers]
-    __shared__ double low, high, middle;
+constexpr int kFillThreads = 512, kFillBlocks = 128;
+
+// The bracket around lambda, in device memory: zeros before the first launch.
+struct Bracket {
+    double low, high;
+    unsigned most;     // the largest cost: floats that are not negative compare as their bits do
+    unsigned n_ready;  // blocks that have counted
+    // then counts [n_kv_heads, n_tiers]: tokens that take each tier at the bracket's middle
+    __device__ int * counts() { return reinterpret_cast<int *>(this + 1); }
+};
+
+__global__ void find_most(int64_t n, const float * k, const float * v, Bracket * bracket) {
     float most = 0;
-    for (int64_t i = threadIdx.x; i < n_kv_heads * n; i += kThreads) {
+    for (int64_t i = blockIdx.x * kFillThreads + threadIdx.x; i < n; i += gridDim.x * kFillThreads) {
         most = fmaxf(most, fmaxf(k[i], v[i]));
     }
     most = block_all(most, Most());
     if (threadIdx.x == 0) {
-        high = double(most) * 4 + 1e-30;  // beyond it every token takes the fewest bits
-        low = high * 1e-18;
+        atomicMax(&bracket->most, __float_as_uint(most));
     }
-    for (int step = 0; step < kHalvings; ++step) {
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            middle = sqrt(low * high);
-        }
-        for (int i = threadIdx.x; i < n_kv_heads * s.n_tiers; i += kThreads) {
-            counts[i] = 0;
-        }
-        __syncthreads();
-        for (int64_t i = threadIdx.x; i < n_kv_heads * n; i += kThreads) {
-            const int chosen = best_tier(s, k[i], v[i], float(middle));
-            atomicAdd(&counts[i / n * s.n_tiers + chosen], 1);
-        }
-        __syncthreads();
-        int64_t bytes = 0;
-        for (int i = threadIdx.x; i < n_kv_heads * s.n_tiers; i += kThreads) {
-            bytes += tier_bytes(s, i % s.n_tiers, counts[i]);
-        }
-        bytes = block_all(bytes, Sum());
-        if (threadIdx.x == 0) {
-            (double(s.fixed + bytes) <= most_bytes ? high : low) = middle;
-        }
+}
+
+// Halves the bracket by what the whole segment takes at its middle: all blocks count, the last one decides.
+__global__ void halve(const __grid_constant__ SegmentSizes s, int n_kv_heads, int64_t n, const float * k,
+                      const float * v, double most_bytes, bool first, Bracket * bracket) {
+    extern __shared__ int counts[];  // [n_kv_heads, n_tiers]
+    __shared__ bool is_last;
+    const int n_counts = n_kv_heads * s.n_tiers;
+    // beyond the first one every token takes the fewest bits
+    const double high = first ? double(__uint_as_float(bracket->most)) * 4 + 1e-30 : bracket->high;
+    const double low = first ? high * 1e-18 : bracket->low, middle = sqrt(low * high);
+    for (int i = threadIdx.x; i < n_counts; i += kFillThreads) {
+        counts[i] = 0;
     }
     __syncthreads();
-    for (int64_t i = threadIdx.x; i < n_kv_heads * n; i += kThreads) {
-        tier[i] = static_cast<uint8_t>(best_tier(s, k[i], v[i], float(high)));
+    for (int64_t i = blockIdx.x * kFillThreads + threadIdx.x; i < n_kv_heads * n; i += gridDim.x * kFillThreads) {
+        atomicAdd(&counts[i / n * s.n_tiers + best_tier(s, k[i], v[i], float(middle))], 1);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < n_counts; i += kFillThreads) {
+        atomicAdd(&bracket->counts()[i], counts[i]);
+    }
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        is_last = atomicAdd(&bracket->n_ready, 1u) + 1 == gridDim.x;
+    }
+    __syncthreads();
+    if (!is_last) {
+        return;
+    }
+    __threadfence();
+    int64_t bytes = 0;
+    for (int i = threadIdx.x; i < n_counts; i += kFillThreads) {
+        bytes += tier_bytes(s, i % s.n_tiers, atomicExch(&bracket->counts()[i], 0));
+    }
+    bytes = block_all(bytes, Sum());
+    if (threadIdx.x == 0) {
+        const bool fits = double(s.fixed + bytes) <= most_bytes;
+        bracket->high = fits ? middle : high;
+        bracket->low = fits ? low : middle;
+        bracket->n_ready = 0;
+    }
+}
+
+__global__ void choose(const __grid_constant__ SegmentSizes s, int64_t n, const float * k, const float * v,
+                       const Bracket * bracket, uint8_t * tier) {
+    const int64_t i = blockIdx.x * int64_t(kFillThreads) + threadIdx.x;
+    if (i < n) {
+        tier[i] = static_cast<uint8_t>(best_tier(s, k[i], v[i], float(bracket->high)));
     }
 }
 
@@ -256,10 +288,22 @@ void costs(const CostArgs & args, float * k_cost, float * v_cost, cudaStream_t s
     kernel<<<groups, kCostWarps * kWarp, 0, stream>>>(args, k_cost, v_cost);
 }
 
+size_t water_fill_workspace(const SegmentSizes & sizes, int32_t n_kv_heads) {
+    return sizeof(Bracket) + sizeof(int) * n_kv_heads * sizes.n_tiers;
+}
+
 void water_fill(const SegmentSizes & sizes, int32_t n_kv_heads, int64_t n, const float * k_cost, const float * v_cost,
-                double most_bytes, uint8_t * tier, cudaStream_t stream) {
+                double most_bytes, uint8_t * tier, void * workspace, cudaStream_t stream) {
+    auto * bracket = static_cast<Bracket *>(workspace);
+    const int64_t n_all = n_kv_heads * n, n_groups = (n_all + kFillThreads - 1) / kFillThreads;
+    const auto n_blocks = static_cast<unsigned>(std::min<int64_t>(kFillBlocks, n_groups));
+    find_most<<<n_blocks, kFillThreads, 0, stream>>>(n_all, k_cost, v_cost, bracket);
     const size_t shared = sizeof(int) * n_kv_heads * sizes.n_tiers;
-    fill<<<1, kThreads, shared, stream>>>(sizes, n_kv_heads, n, k_cost, v_cost, most_bytes, tier);
+    for (int step = 0; step < kHalvings; ++step) {
+        halve<<<n_blocks, kFillThreads, shared, stream>>>(sizes, n_kv_heads, n, k_cost, v_cost, most_bytes, step == 0,
+                                                          bracket);
+    }
+    choose<<<static_cast<unsigned>(n_groups), kFillThreads, 0, stream>>>(sizes, n_all, k_cost, v_cost, bracket, tier);
 }
 
 }  // namespace zipcache::cuda

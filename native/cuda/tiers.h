@@ -44,8 +44,9 @@ struct SegmentSizes {
     float bits[GGML_ZIPCACHE_MAX_TIERS];  // of key and value
 };
 
-// Tiers as water_fill() of kv/water_fill.h chooses them: tier [n_kv_heads, n].
+// Tiers as water_fill() of kv/water_fill.h chooses them: tier [n_kv_heads, n]. The workspace holds zeros.
+size_t water_fill_workspace(const SegmentSizes & sizes, int32_t n_kv_heads);
 void water_fill(const SegmentSizes & sizes, int32_t n_kv_heads, int64_t n, const float * k_cost, const float * v_cost,
-                double most_bytes, uint8_t * tier, cudaStream_t stream);
+                double most_bytes, uint8_t * tier, void * workspace, cudaStream_t stream);
 
 }  // namespace zipcache::cuda

@@ -10,9 +10,31 @@ namespace zipcache::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kOwn = 128;    // rows, or tokens, that a block of threads keeps
-constexpr int kStream = 64;  // tokens, or rows, that pass by
+constexpr int kWarpOwn = 32;                    // rows, or tokens, that a warp keeps
+constexpr int kOwn = kThreads / 32 * kWarpOwn;  // and a block of threads
+constexpr int kStream = 64;                     // tokens, or rows, that pass by at a time
+constexpr int kPieces = kStream / 8;            // of those that a product has
 constexpr float kLog2e = 1.4426950408889634f;
+
+// Of some rows: tokens [low, high) are seen by any, [all_low, all_high) by all of them.
+struct Seen {
+    int low, high, all_low, all_high;
+
+    __device__ __forceinline__ void add(const int2 & row) {
+        low = row.y > 0 ? min(low, row.x) : low;
+        high = max(high, row.y);
+        all_low = max(all_low, row.x);
+        all_high = min(all_high, row.y);
+    }
+    __device__ __forceinline__ bool misses(int64_t first, int64_t last) const { return high <= first || low >= last; }
+    __device__ __forceinline__ bool covers(int64_t first, int64_t last) const {
+        return all_low <= first && last <= all_high;
+    }
+};
+
+__device__ __forceinline__ Seen nothing_seen() {
+    return {INT32_MAX, 0, 0, INT32_MAX};
+}
 
 // A row is one query head of one probe: number probe * group + head in the group.
 struct Task {
@@ -25,6 +47,7 @@ struct Task {
     float * log_sum;  // [n_kv_heads, n_padded], to base 2
     float2 * part;    // [n_parts, n_kv_heads, n_padded]: maximum and sum of a part of the tokens
     int2 * seen;      // [n_padded]: tokens [x, y) that a row sees; none for padding
+    Seen * any;       // [n_padded / kStream]
 };
 
 __global__ void prepare(Task t) {
@@ -43,112 +66,162 @@ __global__ void prepare(Task t) {
     }
 }
 
-// Rows [first, first + n) of a matrix [n_all, D] to shared memory [n, D + 8]; those beyond it as zeros.
+__global__ void look_over(Task t) {
+    const int64_t group = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+    if (group * kStream < t.n_padded) {
+        Seen any = nothing_seen();
+        for (int i = 0; i < kStream; ++i) {
+            any.add(t.seen[group * kStream + i]);
+        }
+        t.any[group] = any;
+    }
+}
+
+// Starts copying rows [first, first + n) of a matrix [n_all, D] to shared memory [n, D + 8]. Those beyond it repeat the
+// last one: nothing sees them.
 template <int D>
-__device__ void load_tile(__half * tile, const __half * from, int64_t first, int64_t n_all, int n) {
+__device__ __forceinline__ void copy_tile(__half * tile, const __half * from, int64_t first, int64_t n_all, int n) {
     constexpr int kChunks = D / 8;
     for (int i = threadIdx.x; i < n * kChunks; i += kThreads) {
         const int row = i / kChunks, chunk = i % kChunks;
-        uint4 v = {};
-        if (first + row < n_all) {
-            v = *reinterpret_cast<const uint4 *>(from + (first + row) * D + chunk * 8);
-        }
-        *reinterpret_cast<uint4 *>(tile + row * (D + 8) + chunk * 8) = v;
+        copy_async(shared_address(tile + row * (D + 8) + chunk * 8),
+                   from + min(first + row, n_all - 1) * D + chunk * 8);
     }
 }
 
-// c: dot products of 16 rows and 64 tokens, as fragments of 8 tokens.
+// c: dot products of a warp's own rows with those that pass by. Lane l has of own rows l / 4 and + 8, 16 and 24, of the
+// others of each piece 2 (l % 4) and + 1.
+using Products = float[2][kPieces][4];
+
 template <int D>
-__device__ void multiply(const __half * rows, const __half * tokens, float (&c)[8][4]) {
+__device__ __forceinline__ void multiply(const __half * own, const __half * others, Products & c) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            c[i][j] = 0;
-        }
+    for (int i = 0; i < 2 * kPieces * 4; ++i) {
+        c[i / (kPieces * 4)][i / 4 % kPieces][i % 4] = 0;
     }
-#pragma unroll
+#pragma unroll 4
     for (int k = 0; k < D; k += 16) {
-        uint32_t a[4];
-        load_matrices(a, rows + lane % 16 * (D + 8) + k + lane / 16 * 8);
+        uint32_t a[2][4];
 #pragma unroll
-        for (int i = 0; i < 8; i += 2) {
+        for (int m = 0; m < 2; ++m) {
+            load_matrices(a[m], own + (m * 16 + lane % 16) * (D + 8) + k + lane / 16 * 8);
+        }
+#pragma unroll
+        for (int i = 0; i < kPieces; i += 2) {
             uint32_t b[4];
-            load_matrices(b, tokens + (i * 8 + lane / 16 * 8 + lane % 8) * (D + 8) + k + lane / 8 % 2 * 8);
-            mma_f16(c[i], a[0], a[1], a[2], a[3], b[0], b[1]);
-            mma_f16(c[i + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
+            load_matrices(b, others + (i * 8 + lane / 16 * 8 + lane % 8) * (D + 8) + k + lane / 8 % 2 * 8);
+#pragma unroll
+            for (int m = 0; m < 2; ++m) {
+                mma_f16(c[m][i], a[m][0], a[m][1], a[m][2], a[m][3], b[0], b[1]);
+                mma_f16(c[m][i + 1], a[m][0], a[m][1], a[m][2], a[m][3], b[2], b[3]);
+            }
         }
     }
 }
 
-// What any row of a tile sees. All threads call it.
-__device__ int2 seen_by_any(const int2 * seen, int n) {
-    __shared__ int low, high;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        low = INT32_MAX;
-        high = 0;
-    }
-    __syncthreads();
-    if (int(threadIdx.x) < n && seen[threadIdx.x].y > 0) {
-        atomicMin(&low, seen[threadIdx.x].x);
-        atomicMax(&high, seen[threadIdx.x].y);
-    }
-    __syncthreads();
-    return {low, high};
-}
-
-// First pass. grid [n_padded / kOwn, n_kv_heads, n_parts]; a warp has 16 rows. Few rows over many tokens would leave
-// most of the device idle, so the tokens are parted.
+// Own rows [kOwn, D + 8], then twice those that pass by.
 template <int D>
-__global__ void __launch_bounds__(kThreads) sum_rows(Task t) {
-    extern __shared__ __align__(16) __half tiles[];
-    __half * q = tiles;
-    __half * k = tiles + kOwn * (D + 8);
+struct Tiles {
+    static constexpr int kBytes = (kOwn + 2 * kStream) * (D + 8) * int(sizeof(__half));
+    __half * own;
+
+    __device__ __forceinline__ __half * warps_own() const { return own + threadIdx.x / 32 * kWarpOwn * (D + 8); }
+    __device__ __forceinline__ __half * passing(int i) const { return own + (kOwn + i % 2 * kStream) * (D + 8); }
+
+    // Calls body(tile, others) for tiles [from, to) of a matrix, while the next one is on its way. The own rows are
+    // too.
+    template <class Body>
+    __device__ __forceinline__ void stream(const __half * others, int64_t n_all, int from, int to, Body && body) const {
+        if (from < to) {
+            copy_tile<D>(passing(from), others, int64_t(from) * kStream, n_all, kStream);
+        }
+        commit_copies();
+        for (int tile = from; tile < to; ++tile) {
+            if (tile + 1 < to) {
+                copy_tile<D>(passing(tile + 1), others, int64_t(tile + 1) * kStream, n_all, kStream);
+            }
+            commit_copies();
+            wait_copies<1>();
+            __syncthreads();
+            body(tile, passing(tile));
+            __syncthreads();
+        }
+    }
+};
+
+// First pass. grid [n_padded / kOwn, n_kv_heads, n_parts]. Few rows over many tokens would leave most of the device
+// idle, so the tokens are parted.
+template <int D>
+__global__ void __launch_bounds__(kThreads, D > 128 ? 1 : 2) sum_rows(Task t) {
+    extern __shared__ __align__(16) __half memory[];
+    const Tiles<D> tiles = {memory};
     const int head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int64_t first_row = int64_t(blockIdx.x) * kOwn;
-    load_tile<D>(q, t.q + head * t.n_padded * D, first_row, t.n_padded, kOwn);
-    const int2 any = seen_by_any(t.seen + first_row, kOwn);
-    const int row = warp * 16 + lane / 4;
-    const int2 seen[2] = {t.seen[first_row + row], t.seen[first_row + row + 8]};
-    float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    copy_tile<D>(tiles.own, t.q + head * t.n_padded * D, first_row, t.n_padded, kOwn);
+    Seen any = nothing_seen(), warps = nothing_seen();
+    for (int i = 0; i < kOwn / kStream; ++i) {
+        const Seen & other = t.any[first_row / kStream + i];
+        any.low = min(any.low, other.low);
+        any.high = max(any.high, other.high);
+    }
+    const int row = warp * kWarpOwn + lane / 4;
+    for (int i = 0; i < kWarpOwn; ++i) {
+        warps.add(t.seen[first_row + warp * kWarpOwn + i]);
+    }
+    int2 seen[4];
+    float maximum[4], sum[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        seen[i] = t.seen[first_row + row + 8 * i];
+        maximum[i] = -INFINITY;
+        sum[i] = 0;
+    }
+    const float scale = t.p.scale * kLog2e;
     const auto * keys = reinterpret_cast<const __half *>(t.p.k) + head * t.p.k_stride * D;
-    const int begin = any.x / kStream, n_tiles = max(0, (any.y + kStream - 1) / kStream - begin);
+    const int begin = any.high > 0 ? any.low / kStream : 0;
+    const int n_tiles = (any.high + kStream - 1) / kStream - begin;
     const int from = begin + int(int64_t(n_tiles) * blockIdx.z / gridDim.z);
     const int to = begin + int(int64_t(n_tiles) * (blockIdx.z + 1) / gridDim.z);
-    for (int token = from * kStream; token < to * kStream; token += kStream) {
-        __syncthreads();
-        load_tile<D>(k, keys, token, t.p.n_tokens, kStream);
-        __syncthreads();
-        float c[8][4];
-        multiply<D>(q + warp * 16 * (D + 8), k, c);
+    tiles.stream(keys, t.p.n_tokens, from, to, [&](int tile, const __half * tokens) {
+        const int token = tile * kStream;
+        if (warps.misses(token, token + kStream)) {
+            return;
+        }
+        Products c;
+        multiply<D>(tiles.warps_own(), tokens, c);
+        if (!warps.covers(token, token + kStream)) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            float most = maximum[half];
-#pragma unroll
-            for (int i = 0; i < 16; ++i) {
-                float & logit = c[i / 2][half * 2 + i % 2];
-                const int at = token + i / 2 * 8 + lane % 4 * 2 + i % 2;
-                logit = at >= seen[half].x && at < seen[half].y ? logit * (t.p.scale * kLog2e) : -INFINITY;
-                most = fmaxf(most, logit);
+            for (int i = 0; i < 4 * 2 * kPieces; ++i) {
+                const int slot = i / (2 * kPieces), at = token + i / 2 % kPieces * 8 + lane % 4 * 2 + i % 2;
+                float & logit = c[slot / 2][i / 2 % kPieces][slot % 2 * 2 + i % 2];
+                logit = at >= seen[slot].x && at < seen[slot].y ? logit : -INFINITY;
             }
-            if (most > -INFINITY) {
-                sum[half] *= exp2_fast(maximum[half] - most);
-                maximum[half] = most;
+        }
 #pragma unroll
-                for (int i = 0; i < 16; ++i) {
-                    sum[half] += exp2_fast(c[i / 2][half * 2 + i % 2] - most);
+        for (int slot = 0; slot < 4; ++slot) {
+            float most = -INFINITY;
+#pragma unroll
+            for (int i = 0; i < 2 * kPieces; ++i) {
+                most = fmaxf(most, c[slot / 2][i / 2][slot % 2 * 2 + i % 2]);
+            }
+            most = fmaxf(maximum[slot], most * scale);
+            if (most > -INFINITY) {
+                sum[slot] *= exp2_fast(maximum[slot] - most);
+                maximum[slot] = most;
+#pragma unroll
+                for (int i = 0; i < 2 * kPieces; ++i) {
+                    sum[slot] += exp2_fast(fmaf(c[slot / 2][i / 2][slot % 2 * 2 + i % 2], scale, -most));
                 }
             }
         }
-    }
+    });
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const float top = quad_max(maximum[half]);
-        const float total = quad_sum(top > -INFINITY ? sum[half] * exp2_fast(maximum[half] - top) : 0.0f);
+    for (int slot = 0; slot < 4; ++slot) {
+        const float top = quad_max(maximum[slot]);
+        const float total = quad_sum(top > -INFINITY ? sum[slot] * exp2_fast(maximum[slot] - top) : 0.0f);
         if (lane % 4 == 0) {
-            const int64_t at = (int64_t(blockIdx.z) * gridDim.y + head) * t.n_padded + first_row + row + half * 8;
+            const int64_t at = (int64_t(blockIdx.z) * gridDim.y + head) * t.n_padded + first_row + row + slot * 8;
             t.part[at] = {top, total};
         }
     }
@@ -171,73 +244,76 @@ __global__ void merge_rows(Task t, int n_parts) {
     t.log_sum[row] = total > 0 ? top + log2f(total) : INFINITY;
 }
 
-// Second pass. grid [tokens / kOwn, n_kv_heads]; a warp has 16 of the rows that pass by, and half of the tokens.
+// Second pass. grid [tokens / kOwn, n_kv_heads].
 template <int D>
-__global__ void __launch_bounds__(kThreads) sum_columns(Task t) {
-    extern __shared__ __align__(16) __half tiles[];
-    __shared__ float sums[2][kOwn];
-    __half * k = tiles;
-    __half * q = tiles + kOwn * (D + 8);
+__global__ void __launch_bounds__(kThreads, D > 128 ? 1 : 2) sum_columns(Task t) {
+    extern __shared__ __align__(16) __half memory[];
+    __shared__ int from, to;
+    const Tiles<D> tiles = {memory};
     const int head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int64_t first_token = int64_t(blockIdx.x) * kOwn;
-    load_tile<D>(k, reinterpret_cast<const __half *>(t.p.k) + head * t.p.k_stride * D, first_token, t.p.n_tokens, kOwn);
-    if (threadIdx.x < kOwn) {
-        sums[0][threadIdx.x] = sums[1][threadIdx.x] = 0;
+    const int64_t first_token = int64_t(blockIdx.x) * kOwn, warps_first = first_token + warp * kWarpOwn;
+    copy_tile<D>(tiles.own, reinterpret_cast<const __half *>(t.p.k) + head * t.p.k_stride * D, first_token,
+                 t.p.n_tokens, kOwn);
+    const int n_groups = int(t.n_padded / kStream);
+    if (threadIdx.x == 0) {
+        from = n_groups;
+        to = 0;
     }
-    const int first_column = warp / 4 * 64, row = warp % 4 * 16 + lane / 4;
-    float score[16] = {}, square[16] = {};
-    for (int64_t first_row = 0; first_row < t.n_padded; first_row += kStream) {
-        const int2 any = seen_by_any(t.seen + first_row, kStream);
-        if (any.y <= first_token || any.x >= first_token + kOwn) {
-            continue;
+    __syncthreads();
+    for (int i = threadIdx.x; i < n_groups; i += kThreads) {
+        if (!t.any[i].misses(first_token, first_token + kOwn)) {
+            atomicMin(&from, i);
+            atomicMax(&to, i + 1);
         }
-        load_tile<D>(q, t.q + head * t.n_padded * D, first_row, t.n_padded, kStream);
-        __syncthreads();
-        float c[8][4];
-        multiply<D>(q + warp % 4 * 16 * (D + 8), k + first_column * (D + 8), c);
+    }
+    __syncthreads();
+    const float scale = t.p.scale * kLog2e;
+    float score[4] = {}, square[4] = {};
+    tiles.stream(t.q + head * t.n_padded * D, t.n_padded, from, to, [&](int tile, const __half * queries) {
+        const Seen any = t.any[tile];
+        if (any.misses(warps_first, warps_first + kWarpOwn)) {
+            return;
+        }
+        Products c;
+        multiply<D>(tiles.warps_own(), queries, c);
+        const bool all = any.covers(warps_first, warps_first + kWarpOwn);
+        const int64_t first_row = int64_t(tile) * kStream + lane % 4 * 2;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int2 seen = t.seen[first_row + row + half * 8];
-            const float log_sum = t.log_sum[head * t.n_padded + first_row + row + half * 8];
+        for (int i = 0; i < kPieces; ++i) {
+            const int64_t row = first_row + i * 8;
+            const float2 pair = *reinterpret_cast<const float2 *>(t.log_sum + head * t.n_padded + row);
+            const int4 saw = all ? int4{0, INT32_MAX, 0, INT32_MAX} : *reinterpret_cast<const int4 *>(t.seen + row);
 #pragma unroll
-            for (int i = 0; i < 16; ++i) {
-                const int64_t at = first_token + first_column + i / 2 * 8 + lane % 4 * 2 + i % 2;
-                const float p = at >= seen.x && at < seen.y
-                                    ? exp2_fast(fmaf(c[i / 2][half * 2 + i % 2], t.p.scale * kLog2e, -log_sum))
-                                    : 0.0f;
-                score[i] += p;
-                square[i] = fmaf(p, p, square[i]);
+            for (int j = 0; j < 8; ++j) {
+                const int slot = j / 2;
+                const int64_t at = warps_first + lane / 4 + slot * 8;
+                const bool seen = j % 2 == 0 ? at >= saw.x && at < saw.y : at >= saw.z && at < saw.w;
+                const float logit = c[slot / 2][i][slot % 2 * 2 + j % 2], log_sum = j % 2 == 0 ? pair.x : pair.y;
+                const float p = seen ? exp2_fast(fmaf(logit, scale, -log_sum)) : 0.0f;
+                score[slot] += p;
+                square[slot] = fmaf(p, p, square[slot]);
             }
         }
-    }
-    __syncthreads();
+    });
 #pragma unroll
-    for (int i = 0; i < 16; ++i) {
-        for (int step = 4; step < 32; step *= 2) {
-            score[i] += __shfl_xor_sync(~0u, score[i], step);
-            square[i] += __shfl_xor_sync(~0u, square[i], step);
+    for (int slot = 0; slot < 4; ++slot) {
+        const int64_t token = warps_first + lane / 4 + slot * 8, at = head * t.p.n_tokens + token;
+        const float whole = quad_sum(score[slot]), squares = quad_sum(square[slot]);
+        if (lane % 4 == 0 && token < t.p.n_tokens) {
+            t.score[at] += whole;
+            t.square[at] += squares;
         }
-        if (lane < 4) {
-            atomicAdd(&sums[0][first_column + i / 2 * 8 + lane * 2 + i % 2], score[i]);
-            atomicAdd(&sums[1][first_column + i / 2 * 8 + lane * 2 + i % 2], square[i]);
-        }
-    }
-    __syncthreads();
-    if (threadIdx.x < kOwn && first_token + threadIdx.x < t.p.n_tokens) {
-        const int64_t at = head * t.p.n_tokens + first_token + threadIdx.x;
-        t.score[at] += sums[0][threadIdx.x];
-        t.square[at] += sums[1][threadIdx.x];
     }
 }
 
 struct Sizes {
-    int64_t n_padded, log_sum, part, seen, size;
+    int64_t n_padded, log_sum, part, seen, any, size;
     int n_parts;
 };
 
 // Enough of them to fill the device.
 int parts_for(int64_t n_blocks, int64_t n_tokens) {
-    constexpr int64_t kBlocksEach = 2, kLeastTokens = 2048;
+    constexpr int64_t kBlocksEach = 8, kLeastTokens = 2048;
     int device = 0, n_processors = 1;
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device);
@@ -253,16 +329,18 @@ Sizes sizes_of(const ggml_zipcache_probes & p, int64_t n_probes) {
     s.n_parts = parts_for(s.n_padded / kOwn * p.n_kv_heads, p.n_tokens);
     s.part = s.log_sum + p.n_kv_heads * s.n_padded * int64_t(sizeof(float));
     s.seen = s.part + s.n_parts * p.n_kv_heads * s.n_padded * int64_t(sizeof(float2));
-    s.size = s.seen + s.n_padded * int64_t(sizeof(int2));
+    s.any = s.seen + s.n_padded * int64_t(sizeof(int2));
+    s.size = s.any + s.n_padded / kStream * int64_t(sizeof(Seen));
     return s;
 }
 
 template <int D>
 const char * launch(const Task & t, int n_parts, cudaStream_t stream) {
-    constexpr int kShared = (kOwn + kStream) * (D + 8) * int(sizeof(__half));
+    constexpr int kShared = Tiles<D>::kBytes;
     cudaFuncSetAttribute(sum_rows<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
     cudaFuncSetAttribute(sum_columns<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
     prepare<<<dim3(unsigned(t.n_padded), t.p.n_kv_heads), std::min(D, 128), 0, stream>>>(t);
+    look_over<<<unsigned((t.n_padded / kStream + kThreads - 1) / kThreads), kThreads, 0, stream>>>(t);
     sum_rows<D><<<dim3(unsigned(t.n_padded / kOwn), t.p.n_kv_heads, n_parts), kThreads, kShared, stream>>>(t);
     const int64_t n_rows = t.p.n_kv_heads * t.n_padded;
     merge_rows<<<unsigned((n_rows + kThreads - 1) / kThreads), kThreads, 0, stream>>>(t, n_parts);
@@ -304,7 +382,8 @@ const char * ggml_zipcache_cuda_score_probes(const ggml_zipcache_probes * probes
                        reinterpret_cast<__half *>(work),
                        reinterpret_cast<float *>(work + sizes.log_sum),
                        reinterpret_cast<float2 *>(work + sizes.part),
-                       reinterpret_cast<int2 *>(work + sizes.seen)};
+                       reinterpret_cast<int2 *>(work + sizes.seen),
+                       reinterpret_cast<Seen *>(work + sizes.any)};
     const auto at = static_cast<cudaStream_t>(stream);
     switch (p.head_dim) {
         case 64: return launch<64>(task, sizes.n_parts, at);
