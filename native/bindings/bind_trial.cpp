@@ -44,7 +44,7 @@ class Trial {
           executor_(1, open_device(where)),
           norms_({std::move(norms)}),
           policy_(make_policy(kv, h_)),
-          cache_(policy_, h_, executor_.device(), make_codec(executor_.device(), policy_, h_, norms_), kMost),
+          cache_(policy_, h_, make_codecs(executor_.stages(h_.n_layers), policy_, h_, norms_), kMost),
           memory_(executor_.device(), kMaxNodes),
           q_(executor_.device(), GGML_TYPE_F32, h_.head_dim, h_.n_heads),
           k_(executor_.device(), GGML_TYPE_F32, h_.head_dim, h_.n_kv_heads),
@@ -162,7 +162,7 @@ class Trial {
         ggml_build_forward_expand(memory_.graph(), result);
         memory_.allocate();
         view->refresh();
-        executor_.compute(memory_.graph(), std::atomic<bool>{false});
+        executor_.compute(device(), memory_.graph(), std::atomic<bool>{false});
         device().read(out, result->data, ggml_nbytes(result));
         cache_.advance();
     }

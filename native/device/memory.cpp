@@ -75,17 +75,17 @@ OwnTensor::OwnTensor(Device & device, ggml_type type, int64_t n_columns, int64_t
     }
 }
 
-Inputs::Inputs(Device & device, const std::vector<int64_t> & sizes)
-    : device_(device), context_(ggml_init({(sizes.size() + 1) * ggml_tensor_overhead(), nullptr, true})) {
+Inputs::Inputs(Device & device, const std::vector<InputShape> & shapes)
+    : device_(device), context_(ggml_init({(shapes.size() + 1) * ggml_tensor_overhead(), nullptr, true})) {
     size_t n_bytes = 0;
-    for (int64_t n : sizes) {
-        arrays_.push_back(ggml_new_tensor_1d(context_.get(), GGML_TYPE_I32, n));
+    for (const InputShape & shape : shapes) {
+        arrays_.push_back(ggml_new_tensor_2d(context_.get(), shape.type, shape.n_columns, shape.n_rows));
         offsets_.push_back(n_bytes);
-        n_bytes += (n * sizeof(int32_t) + kAlign - 1) / kAlign * kAlign;
+        n_bytes += (ggml_nbytes(arrays_.back()) + kAlign - 1) / kAlign * kAlign;
     }
     memory_ = allocate(device.memory(), n_bytes);
     auto * base = static_cast<char *>(ggml_backend_buffer_get_base(memory_.get()));
-    for (size_t i = 0; i < sizes.size(); ++i) {
+    for (size_t i = 0; i < shapes.size(); ++i) {
         ggml_backend_tensor_alloc(memory_.get(), arrays_[i], base + offsets_[i]);
     }
     whole_ = ggml_new_tensor_1d(context_.get(), GGML_TYPE_I8, static_cast<int64_t>(n_bytes));
@@ -95,10 +95,6 @@ Inputs::Inputs(Device & device, const std::vector<int64_t> & sizes)
         base = static_cast<char *>(ggml_backend_buffer_get_base(staging_.get()));
     }
     host_ = base;
-}
-
-int32_t * Inputs::host(int array) const {
-    return reinterpret_cast<int32_t *>(host_ + offsets_[array]);
 }
 
 Staging::Staging(Device & device, size_t n_bytes) {

@@ -59,14 +59,24 @@ struct OwnTensor {
     size_t bytes() const { return memory.size(); }
 };
 
-// What the host tells a graph before it runs: some arrays of i32, which travel to the device together.
+// An array of i32 or f32.
+struct InputShape {
+    int64_t n_columns;
+    int64_t n_rows = 1;
+    ggml_type type = GGML_TYPE_I32;
+};
+
+// What the host tells a graph before it runs: some arrays, which travel to the device together.
 class Inputs {
   public:
-    // sizes: elements of each array
-    Inputs(Device & device, const std::vector<int64_t> & sizes);
+    Inputs(Device & device, const std::vector<InputShape> & shapes);
 
     ggml_tensor * tensor(int array) const { return arrays_[array]; }
-    int32_t * host(int array) const;  // where the host writes
+    // Where the host writes.
+    template <class T = int32_t>
+    T * host(int array) const {
+        return reinterpret_cast<T *>(host_ + offsets_[array]);
+    }
     Transfer transfer() const { return {whole_, host_}; }
     void send() const;
 

@@ -3,10 +3,8 @@
 #include <algorithm>
 
 #include "common/error.h"
-#include "device/devices.h"
+#include "engine/offload.h"
 #include "engine/room.h"
-#include "ggml-cpu.h"
-#include "graph/computable.h"
 #include "kv/kv_plan.h"
 #include "model/fingerprint.h"
 #include "model/vocab.h"
@@ -29,49 +27,24 @@ std::unique_ptr<Tokenizer> make_tokenizer(const GgufFile & file, const HParams &
     return tokenizer;
 }
 
-// Why the device cannot run the model, or empty.
-std::string obstacle(const std::shared_ptr<const GgufFile> & file, Device & device) {
-    const auto network = plan_network(file, {&device, false});
-    const std::string missing = not_computed(*network, device);
-    if (!missing.empty()) {
-        return device.name() + " does not compute " + missing;
-    }
-    constexpr size_t kReserve = size_t(256) << 20;  // activations, and what CUDA itself takes
-    const size_t needed = network->storage->device_bytes() + kReserve;
-    const FreeMemory memory = device.free_memory();
-    if (needed > memory.free) {
-        return "the model needs " + std::to_string(needed >> 20) + " MiB on " + device.name() + ", which has " +
-               std::to_string(memory.free >> 20) + " of " + std::to_string(memory.total >> 20) + " MiB free";
-    }
-    return {};
-}
-
-// Null: the host. "auto" takes a GPU only where it can run the model.
-std::unique_ptr<Device> choose_device(const ModelOptions & options, const std::shared_ptr<const GgufFile> & file) {
-    auto device = open_device(options.device);
-    const std::string why_not = device ? obstacle(file, *device) : "";
-    if (why_not.empty()) {
-        return device;
-    }
-    if (options.device == "auto") {
-        return nullptr;
-    }
-    throw ModelError(why_not + "; accepted: device='cpu'");
-}
-
 }  // namespace
 
 std::shared_ptr<Model> Model::open(const std::string & path, const ModelOptions & options) {
     const int threads = thread_count(options.threads);
     std::shared_ptr<Model> model(new Model());
     model->file_ = GgufFile::open(path);
-    auto device = choose_device(options, model->file_);
-    const WeightsPlace place = {device.get(), options.repack};
-    model->executor_ = std::make_unique<Executor>(threads, std::move(device));
+    Offload offload = choose_offload(options, model->file_);
+    const WeightsPlace place = {offload.device.get(), options.repack, offload.n_host_layers};
+    model->executor_ = std::make_unique<Executor>(threads, std::move(offload.device), offload.n_host_layers);
     model->network_ = load_network(model->file_, place, options.progress);
     model->output_norms_ = std::make_unique<OutputNorms>(model->file_, model->network_->h.n_layers);
     model->tokenizer_ = make_tokenizer(*model->file_, model->network_->h);
     return model;
+}
+
+int Model::gpu_layers() const {
+    const Stage last = stages().back();
+    return last.device->is_host() ? 0 : last.n_layers();
 }
 
 uint64_t Model::fingerprint() const {

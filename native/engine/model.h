@@ -13,6 +13,7 @@ namespace zipcache {
 
 struct ModelOptions {
     std::string device = "auto";  // auto (a GPU where there is one), cpu, cuda, cuda:0, ..., metal
+    int gpu_layers = -1;          // the last ones, which a GPU gets, the host the others; -1: as many as fit
     int threads = 0;              // 0: one for each physical core this process may use, as far as that can be told
     bool repack = true;           // use ggml's repacked weight layouts where they make a type faster
     Progress progress;            // told 0..1 while weights are repacked
@@ -27,6 +28,8 @@ class Model {
     const Network & network() const { return *network_; }
     const HParams & hparams() const { return network_->h; }
     Executor & executor() const { return *executor_; }
+    int gpu_layers() const;
+    std::vector<Stage> stages() const { return executor_->stages(hparams().n_layers); }
     OutputNorms & output_norms() const { return *output_norms_; }
     bool has_tokenizer() const { return tokenizer_ != nullptr; }
     uint64_t fingerprint() const;         // tells it from other models; found when first asked for
@@ -37,7 +40,7 @@ class Model {
   private:
     Model() = default;
     std::shared_ptr<const GgufFile> file_;
-    std::unique_ptr<Executor> executor_;  // whose device the weights lie on
+    std::unique_ptr<Executor> executor_;  // whose devices the weights lie on
     std::unique_ptr<Network> network_;
     std::unique_ptr<OutputNorms> output_norms_;
     std::unique_ptr<Tokenizer> tokenizer_;

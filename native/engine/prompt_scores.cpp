@@ -57,15 +57,12 @@ PromptScores score_prompt(Model & model, const int32_t * tokens, size_t n_tokens
     model.check_tokens(tokens, n_tokens);
     const HParams & h = model.hparams();
     const auto policy = make_policy(options, h);
-    Device & device = model.executor().device();
     const auto n = static_cast<int64_t>(n_tokens);
     const std::atomic<bool> cancel{false};
     const Parallel parallel = [&](int count, const std::function<void(int)> & task) {
         model.executor().parallel(count, task);
     };
 
-    const LayerRows layer_rows(device, h, n);
-    const PrefillRows rows = layer_rows.prefill();
     PrefillGraphs graphs(model.network(), model.executor(), h.n_ctx_train);
     graphs.embed(tokens, n, cancel);
     graphs.watch(prompt_probes(model, policy->options, tokens, n, 0));
@@ -74,21 +71,26 @@ PromptScores score_prompt(Model & model, const int32_t * tokens, size_t n_tokens
     all.probes = graphs.probes();
     Probes probes;
     probes.row = all.probes;
-    for (int layer = 0; layer < h.n_layers; ++layer) {
-        const int64_t chunk = graphs.chunk(n);
-        for (int64_t first = 0; first < n; first += chunk) {
-            graphs.layer(rows, layer, 0, first, std::min(chunk, n - first), cancel);
-        }
-        std::vector<uint16_t> keys;
-        std::vector<float> queries;
-        const auto * k = on_host(device, rows.k->data, ggml_nelements(rows.k), keys);
-        probes.q = on_host(device, graphs.probe_q(), probes.row.size() * h.n_heads * h.head_dim, queries);
-        const Rows seen = {n, rows.k->ne[1], k, nullptr, h.window_of(layer)};
-        const Scores scores = score_rows(seen, 0, n, probes, h, parallel);
-        all.score.insert(all.score.end(), scores.score.begin(), scores.score.end());
-        all.seen.insert(all.seen.end(), scores.seen.begin(), scores.seen.end());
-        if (progress) {
-            progress(float(layer + 1) / float(h.n_layers));
+    for (const Stage & stage : model.stages()) {
+        Device & device = *stage.device;
+        const LayerRows layer_rows(device, h, n);
+        const PrefillRows rows = layer_rows.prefill();
+        for (int layer = stage.first; layer < stage.end; ++layer) {
+            const int64_t chunk = graphs.chunk(layer, n);
+            for (int64_t first = 0; first < n; first += chunk) {
+                graphs.layer(rows, layer, 0, first, std::min(chunk, n - first), cancel);
+            }
+            std::vector<uint16_t> keys;
+            std::vector<float> queries;
+            const auto * k = on_host(device, rows.k->data, ggml_nelements(rows.k), keys);
+            probes.q = on_host(device, graphs.probe_q(), probes.row.size() * h.n_heads * h.head_dim, queries);
+            const Rows seen = {n, rows.k->ne[1], k, nullptr, h.window_of(layer)};
+            const Scores scores = score_rows(seen, 0, n, probes, h, parallel);
+            all.score.insert(all.score.end(), scores.score.begin(), scores.score.end());
+            all.seen.insert(all.seen.end(), scores.seen.begin(), scores.seen.end());
+            if (progress) {
+                progress(float(layer + 1) / float(h.n_layers));
+            }
         }
     }
     return all;

@@ -40,15 +40,15 @@ size_t stretch_bytes(const HParams & h, const Policy & policy, int64_t widest_ch
            size_t(chunk * n_keys) * sizeof(ggml_fp16_t) + rows;
 }
 
-size_t session_bytes(const Model & model, const Policy & policy, const SegmentCodec & codec, int64_t n_ctx) {
-    const HParams & h = model.hparams();
+size_t session_bytes(const HParams & h, const Policy & policy, const KvStage & stage, int64_t n_ctx) {
+    auto uncompressed = [&](int64_t n) { return f16_cache_bytes(h, n) / h.n_layers; };  // of one layer
     size_t most = 0;
     for_stretches(n_ctx, [&](int64_t n_past, int64_t n) {
-        const size_t cache =
-            policy.compresses ? h.n_layers * codec.most_bytes(n_past + n) + f16_cache_bytes(h, policy.window_capacity())
-                              : f16_cache_bytes(h, n_ctx);
-        const int64_t widest = model.executor().device().chunk();
-        most = std::max(most, cache + stretch_bytes(h, policy, widest, n_past, n));
+        const size_t layer = policy.compresses
+                                 ? stage.codec->most_bytes(n_past + n) + uncompressed(policy.window_capacity())
+                                 : uncompressed(n_ctx);
+        most = std::max(
+            most, stage.layers.n_layers() * layer + stretch_bytes(h, policy, stage.layers.device->chunk(), n_past, n));
     });
     return most + kPools;
 }
@@ -59,9 +59,9 @@ int64_t fitting_n_ctx(Model & model, const std::shared_ptr<const Policy> & polic
     if (device.is_host()) {
         return wanted;
     }
-    const auto codec = make_codec(device, policy, model.hparams(), model.output_norms());
+    const KvStage stage = {model.stages().back(), make_codec(device, policy, model.hparams(), model.output_norms())};
     const size_t free = device.free_memory().free;
-    auto bytes = [&](int64_t n) { return session_bytes(model, *policy, *codec, n); };
+    auto bytes = [&](int64_t n) { return session_bytes(model.hparams(), *policy, stage, n); };
     auto fits = [&](int64_t n) { return bytes(n) <= free; };
     if (fits(wanted)) {
         return wanted;

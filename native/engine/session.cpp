@@ -28,7 +28,7 @@ int64_t checked_n_ctx(const Model & model, int64_t n_ctx) {
 // Throws ArgumentError where the sessions cannot share a graph.
 void check_together(const std::vector<Session *> & sessions) {
     const Network & network = sessions[0]->model()->network();
-    auto factors = [&](const Session & s) { return network.rope_factors_for(static_cast<int>(s.n_ctx())); };
+    auto factors = [&](const Session & s) { return network.rope_factors_for(0, static_cast<int>(s.n_ctx())); };
     for (size_t i = 1; i < sessions.size(); ++i) {
         const std::string name = "session " + std::to_string(i);
         if (sessions[i]->model() != sessions[0]->model()) {
@@ -126,7 +126,7 @@ Session::Session(const std::shared_ptr<Model> & model, int64_t n_ctx, const KvOp
     : Session(model, n_ctx, make_policy(kv, model->hparams())) {}
 
 Session::Session(const std::shared_ptr<Model> & model, int64_t n_ctx, const std::shared_ptr<const Policy> & policy)
-    : Session(model, policy, make_codec(model->executor().device(), policy, model->hparams(), model->output_norms()),
+    : Session(model, policy, make_codecs(model->stages(), policy, model->hparams(), model->output_norms()),
               fitting_n_ctx(*model, policy, checked_n_ctx(*model, n_ctx))) {
     if (policy->wants_probes()) {
         check_probes(*model, policy->options);
@@ -134,10 +134,10 @@ Session::Session(const std::shared_ptr<Model> & model, int64_t n_ctx, const std:
 }
 
 Session::Session(std::shared_ptr<Model> model, const std::shared_ptr<const Policy> & policy,
-                 std::shared_ptr<const SegmentCodec> codec, int64_t n_ctx)
+                 std::vector<KvStage> stages, int64_t n_ctx)
     : model_(std::move(model)),
       n_ctx_(n_ctx),
-      cache_(policy, model_->hparams(), model_->executor().device(), std::move(codec), n_ctx_),
+      cache_(policy, model_->hparams(), std::move(stages), n_ctx_),
       decode_graph_(model_->network(), model_->executor(), static_cast<int>(n_ctx_), 1),
       prefill_graphs_(model_->network(), model_->executor(), static_cast<int>(n_ctx_)) {}
 
@@ -192,16 +192,17 @@ void Session::prefill(const int32_t * tokens, size_t n_tokens, const Progress & 
     turn.done();
 }
 
-// The work of a cache that compresses. A GPU does it behind the host's back, after what it was asked before; of that
-// nothing is left where this begins, for Device::compute() waits.
-void Session::timed(double & total, const std::function<void()> & work) const {
+// The work of a cache that compresses, on the device of the layer. A GPU does it behind the host's back, after what it
+// was asked before; of that nothing is left where this begins, for Device::compute() waits, and what commit() copied is
+// there long before the layers on the host are done.
+void Session::timed(Device & device, double & total, const std::function<void()> & work) const {
     if (!times_cache_ || !cache_.policy().compresses) {
         work();
         return;
     }
     const Stopwatch watch(total);
     work();
-    model_->executor().device().settle();
+    device.settle();
 }
 
 // All tokens of the stretch pass one layer before the next begins. A layer's keys and values are compressed when it is
@@ -211,20 +212,21 @@ void Session::prefill_stretch(const int32_t * tokens, int64_t n_tokens, const st
     const Policy & policy = cache_.policy();
     prefill_graphs_.embed(tokens, n_tokens, cancel_);
     if (policy.compresses && policy.wants_probes()) {
-        timed(stats_.compress_seconds, [&] {
+        timed(cache_.device_of(0), stats_.compress_seconds, [&] {
             prefill_graphs_.watch(prompt_probes(*model_, policy.options, tokens, n_tokens, uint64_t(position)));
         });
     }
     for (int layer = 0; layer < model_->hparams().n_layers; ++layer) {
+        Device & device = cache_.device_of(layer);
         PrefillRows rows;
-        timed(stats_.dequantize_seconds, [&] { rows = cache_.begin_prefill(layer, n_tokens, parallel()); });
-        const int64_t chunk = prefill_graphs_.chunk(rows.n_past + n_tokens);
+        timed(device, stats_.dequantize_seconds, [&] { rows = cache_.begin_prefill(layer, n_tokens, parallel()); });
+        const int64_t chunk = prefill_graphs_.chunk(layer, rows.n_past + n_tokens);
         for (int64_t first = 0; first < n_tokens; first += chunk) {
             const int64_t n = std::min(chunk, n_tokens - first);
             prefill_graphs_.layer(rows, layer, position, first, n, cancel_);
             advanced(n);
         }
-        timed(stats_.compress_seconds, [&] {
+        timed(device, stats_.compress_seconds, [&] {
             cache_.end_prefill(layer, n_tokens, prefill_graphs_.probes(), prefill_graphs_.probe_q(), parallel());
         });
         stats_.scratch_bytes = std::max(stats_.scratch_bytes, prefill_graphs_.bytes() + cache_.scratch_bytes());
@@ -328,7 +330,7 @@ std::vector<float> Session::logits() const {
 
 std::unique_ptr<Session> Session::fork() const {
     const std::lock_guard<std::mutex> lock(turn_);
-    std::unique_ptr<Session> copy(new Session(model_, cache_.shared_policy(), cache_.codec(), n_ctx_));
+    std::unique_ptr<Session> copy(new Session(model_, cache_.shared_policy(), cache_.stages(), n_ctx_));
     copy->cache_ = cache_.clone();
     copy->tokens_ = tokens_;
     copy->logits_ = logits_;
@@ -396,7 +398,7 @@ SessionStats Session::stats() const {
 
 size_t Session::planned_bytes() const {
     const std::lock_guard<std::mutex> lock(turn_);
-    return session_bytes(*model_, cache_.policy(), *cache_.codec(), n_ctx_);
+    return session_bytes(model_->hparams(), cache_.policy(), cache_.stages().back(), n_ctx_);
 }
 
 }  // namespace zipcache

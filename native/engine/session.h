@@ -67,15 +67,16 @@ class Session {
     std::vector<int32_t> tokens() const;
     KvStats kv_stats() const;
     SessionStats stats() const;
-    // Bytes of the device's memory that n_ctx tokens take at most beside the weights; a GPU without them refuses.
+    // Bytes that n_ctx tokens take at most of the memory of the device, a split model's GPU, beside the weights; a GPU
+    // without them refuses.
     size_t planned_bytes() const;
 
   private:
-    Session(std::shared_ptr<Model> model, const std::shared_ptr<const Policy> & policy,
-            std::shared_ptr<const SegmentCodec> codec, int64_t n_ctx);
+    Session(std::shared_ptr<Model> model, const std::shared_ptr<const Policy> & policy, std::vector<KvStage> stages,
+            int64_t n_ctx);
     friend class SessionFile;
     class Turn;
-    void timed(double & total, const std::function<void()> & work) const;
+    void timed(Device & device, double & total, const std::function<void()> & work) const;
     void prefill_stretch(const int32_t * tokens, int64_t n_tokens, const std::function<void(int64_t)> & advanced);
     static void step(const std::vector<Session *> & sessions, const int32_t * tokens, const std::atomic<bool> & cancel);
     DecodeGraph & graph_of(int n_sequences);

@@ -226,13 +226,15 @@ void SessionFile::write_cache(ByteWriter & out, const KvCache & cache) {
     out.value(cache.n_window_);
     out.value(static_cast<int64_t>(cache.slot_positions_.size()));
     out.array(cache.slot_positions_);
-    for (const KvCache::Layer & layer : cache.layers_) {
-        write_layer(out, cache, layer);
+    for (int i = 0; i < cache.h_->n_layers; ++i) {
+        write_layer(out, cache, i);
     }
 }
 
-void SessionFile::write_layer(ByteWriter & out, const KvCache & cache, const KvCache::Layer & layer) {
+void SessionFile::write_layer(ByteWriter & out, const KvCache & cache, int index) {
     const HParams & h = *cache.h_;
+    const KvCache::Layer & layer = cache.layers_[index];
+    Device & device = cache.device_of(index);
     out.value(static_cast<uint8_t>(layer.balance ? 1 : 0));
     if (layer.balance) {
         for (const auto * part : {&layer.balance->k_divisor, &layer.balance->v_divisor, &layer.balance->k_weight,
@@ -243,7 +245,7 @@ void SessionFile::write_layer(ByteWriter & out, const KvCache & cache, const KvC
     out.value(static_cast<int64_t>(layer.segments.size()));
     for (const SegmentUse & use : layer.segments) {
         const Segment & s = *use.segment;
-        const StoredSegment stored = cache.codec_->store(s);
+        const StoredSegment stored = cache.codec_of(index).store(s);
         for (int64_t number :
              {use.position, s.n_tokens, use.first_seen, use.last_seen, static_cast<int64_t>(stored.data.size())}) {
             out.value(number);
@@ -260,14 +262,13 @@ void SessionFile::write_layer(ByteWriter & out, const KvCache & cache, const KvC
     std::vector<uint16_t> rows(cache.n_window_ * h.head_dim);
     for (const uint16_t * window : {layer.view.k, layer.view.v}) {
         for (int head = 0; window && head < h.n_kv_heads; ++head) {  // an empty window has no memory
-            cache.device_->read(rows.data(), window + head * layer.view.capacity * h.head_dim,
-                                rows.size() * sizeof(uint16_t));
+            device.read(rows.data(), window + head * layer.view.capacity * h.head_dim, rows.size() * sizeof(uint16_t));
             out.array(rows);
         }
     }
     for (const Bytes * part : {&layer.slots.q, &layer.slots.log_sum}) {
         std::vector<uint8_t> bytes(part->size());
-        cache.device_->read(bytes.data(), part->as(), bytes.size());
+        device.read(bytes.data(), part->as(), bytes.size());
         out.array(bytes);
     }
 }
@@ -345,8 +346,9 @@ void SessionFile::read_slots(ByteReader & in, KvCache & cache, int64_t first) {
 void SessionFile::read_layer(ByteReader & in, KvCache & cache, int index, int64_t n_tokens) {
     const HParams & h = *cache.h_;
     KvCache::Layer & layer = cache.layers_[index];
+    Device & device = cache.device_of(index);
     if (auto balance = read_balance(in, *cache.policy_, h)) {
-        cache.codec_->send(*balance);
+        cache.codec_of(index).send(*balance);
         layer.balance = std::move(balance);
     }
     read_segments(in, cache, index, n_tokens);
@@ -354,14 +356,14 @@ void SessionFile::read_layer(ByteReader & in, KvCache & cache, int index, int64_
     for (ggml_tensor * window : {layer.window.k, layer.window.v}) {
         for (int head = 0; window && head < h.n_kv_heads; ++head) {  // an empty window has no memory
             const auto rows = in.array<uint16_t>(cache.n_window_ * h.head_dim, "its uncompressed tokens");
-            cache.device_->write(static_cast<char *>(window->data) + head * window->nb[2], rows.data(),
-                                 rows.size() * sizeof(uint16_t));
+            device.write(static_cast<char *>(window->data) + head * window->nb[2], rows.data(),
+                         rows.size() * sizeof(uint16_t));
         }
     }
-    cache.make_slots(layer);
+    cache.make_slots(index);
     for (const Bytes * part : {&layer.slots.q, &layer.slots.log_sum}) {
         const auto bytes = in.array<uint8_t>(static_cast<int64_t>(part->size()), "its probes");
-        cache.device_->write(part->as(), bytes.data(), bytes.size());
+        device.write(part->as(), bytes.data(), bytes.size());
     }
 }
 
@@ -372,7 +374,7 @@ void SessionFile::read_segments(ByteReader & in, KvCache & cache, int index, int
     const int64_t n = in.integer("the number of segments", 0, cache.policy_->compresses ? kAnyCount : 0);
     int64_t begin = window_begin, end = window_begin;  // what they show
     for (int64_t i = 0; i < n; ++i) {
-        SegmentUse use = read_segment(in, cache, layer);
+        SegmentUse use = read_segment(in, cache, index);
         if (i == 0) {
             begin = use.position + use.first_seen;
         } else if (use.position != end || use.first_seen > 0) {
@@ -387,8 +389,9 @@ void SessionFile::read_segments(ByteReader & in, KvCache & cache, int index, int
     }
 }
 
-SegmentUse SessionFile::read_segment(ByteReader & in, const KvCache & cache, const KvCache::Layer & layer) {
+SegmentUse SessionFile::read_segment(ByteReader & in, const KvCache & cache, int index) {
     const Policy & policy = *cache.policy_;
+    const KvCache::Layer & layer = cache.layers_[index];
     auto segment = std::make_shared<Segment>();
     const int64_t position = in.integer("a segment's position", 0, cache.n_ctx_);
     const int64_t n_tokens = in.integer("a segment's number of tokens", 1, std::min(kMostTokens, cache.n_ctx_));
@@ -425,9 +428,9 @@ SegmentUse SessionFile::read_segment(ByteReader & in, const KvCache & cache, con
             in.fail(error);
         }
     }
-    cache.codec_->restore(*segment, std::move(stored));
+    cache.codec_of(index).restore(*segment, std::move(stored));
     SegmentUse use = {std::move(segment), position, 0, n_tokens, nullptr};
-    cache.hide(use, first_seen, last_seen);
+    cache.hide(index, use, first_seen, last_seen);
     return use;
 }
 

@@ -52,13 +52,13 @@ class SessionFile {
 
   private:
     static void write_cache(ByteWriter & out, const KvCache & cache);
-    static void write_layer(ByteWriter & out, const KvCache & cache, const KvCache::Layer & layer);
+    static void write_layer(ByteWriter & out, const KvCache & cache, int index);
     static std::unique_ptr<Session> read(ByteReader & in, const std::shared_ptr<Model> & model);
     static void read_cache(ByteReader & in, KvCache & cache, int64_t n_tokens);
     static void read_slots(ByteReader & in, KvCache & cache, int64_t first);
     static void read_layer(ByteReader & in, KvCache & cache, int index, int64_t n_tokens);
     static void read_segments(ByteReader & in, KvCache & cache, int index, int64_t n_tokens);
-    static SegmentUse read_segment(ByteReader & in, const KvCache & cache, const KvCache::Layer & layer);
+    static SegmentUse read_segment(ByteReader & in, const KvCache & cache, int index);
 };
 
 }  // namespace zipcache

@@ -33,13 +33,13 @@ std::string name_of(const ggml_tensor * node) {
 
 }  // namespace
 
-std::string not_computed(const Network & network, const Device & device) {
+std::string not_computed(const Network & network, const Device & device, int first) {
     const HParams & h = network.h;
     if (!device.attends(h.n_heads / h.n_kv_heads, h.head_dim)) {
         return "attention with " + std::to_string(h.n_heads / h.n_kv_heads) + " query heads to a KV head of " +
                std::to_string(h.head_dim) + " channels";
     }
-    for (int i = -1; i <= h.n_layers; ++i) {  // the layers between the embedding and the output
+    for (int i = first > 0 ? first : -1; i <= h.n_layers; ++i) {  // the layers between the embedding and the output
         const GgmlContext context(ggml_init(
             {2 * kMaxNodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(kMaxNodes, false), nullptr, true}));
         ggml_context * ctx = context.get();
@@ -52,7 +52,7 @@ std::string not_computed(const Network & network, const Device & device) {
             : i == h.n_layers
                 ? ggml_mul_mat(ctx, network.output, x)
                 : network.architecture->layer(
-                      {ctx, graph, h, network.layers[i], i, ids, network.rope_factors, attention, false}, x);
+                      {ctx, graph, h, network.layers[i], i, ids, network.layers[i].rope_factors, attention, false}, x);
         ggml_build_forward_expand(graph, y);
         for (int n = 0; n < ggml_graph_n_nodes(graph); ++n) {
             if (!device.computes(ggml_graph_node(graph, n))) {

@@ -16,12 +16,22 @@ int thread_count(int wanted) {
     return wanted > 0 ? wanted : std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMost);
 }
 
-Executor::Executor(int n_threads, std::unique_ptr<Device> device)
-    : host_(n_threads), other_(std::move(device)), device_(other_ ? other_.get() : &host_) {}
+Executor::Executor(int n_threads, std::unique_ptr<Device> device, int n_host_layers)
+    : host_(n_threads),
+      other_(std::move(device)),
+      device_(other_ ? other_.get() : &host_),
+      n_host_layers_(other_ ? n_host_layers : 0) {}
 
-void Executor::compute(ggml_cgraph * graph, const std::atomic<bool> & cancel) {
+std::vector<Stage> Executor::stages(int n_layers) {
+    if (n_host_layers_ == 0) {
+        return {{device_, 0, n_layers}};
+    }
+    return {{&host_, 0, n_host_layers_}, {device_, n_host_layers_, n_layers}};
+}
+
+void Executor::compute(Device & device, ggml_cgraph * graph, const std::atomic<bool> & cancel) {
     const std::lock_guard<std::mutex> lock(turn_);
-    device_->compute(graph, cancel);
+    device.compute(graph, cancel);
 }
 
 void Executor::run(Recording & recording, const std::atomic<bool> & cancel) {

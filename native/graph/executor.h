@@ -3,8 +3,10 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "device/cpu_device.h"
+#include "device/stage.h"
 
 namespace zipcache {
 
@@ -14,13 +16,16 @@ int thread_count(int wanted);
 // Where a model runs, and the host's threads beside it. Both live as long as the model. Sessions of a model take turns.
 class Executor {
   public:
-    // device null: the host computes
-    explicit Executor(int n_threads, std::unique_ptr<Device> device = nullptr);
+    // device null: the host computes; else the device, but for the first n_host_layers
+    explicit Executor(int n_threads, std::unique_ptr<Device> device = nullptr, int n_host_layers = 0);
 
     int n_threads() const { return host_.n_threads(); }
+    // That of the last layer and the output.
     Device & device() const { return *device_; }
+    // Of a model with so many layers, in their order.
+    std::vector<Stage> stages(int n_layers);
     // Throws Cancelled when `cancel` becomes true on the way.
-    void compute(ggml_cgraph * graph, const std::atomic<bool> & cancel);
+    void compute(Device & device, ggml_cgraph * graph, const std::atomic<bool> & cancel);
     void run(Recording & recording, const std::atomic<bool> & cancel);
     // Runs task(i) for i in [0, n) on the host's threads. What a task throws is thrown again, once all have ended.
     void parallel(int n, const std::function<void(int)> & task);
@@ -30,6 +35,7 @@ class Executor {
     CpuDevice host_;
     std::unique_ptr<Device> other_;
     Device * device_;
+    int n_host_layers_;
 };
 
 // Memory of one kind of graph: its nodes and their activations, reused by the next graph of that kind.

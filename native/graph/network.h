@@ -11,15 +11,15 @@ struct Network {
     const Architecture * architecture;
     HParams h;
     std::unique_ptr<Weights> storage;
-    ggml_tensor * token_embedding;     // [n_embd, n_vocab]
-    ggml_tensor * output_norm;         // [n_embd]
-    ggml_tensor * output;              // [n_embd, n_vocab]; the embedding again when tied
-    ggml_tensor * rope_factors;        // [rope.n_dims / 2] f32 or null
-    ggml_tensor * rope_factors_short;  // for contexts up to n_ctx_original (LongRoPE), or null
+    ggml_tensor * token_embedding;  // [n_embd, n_vocab]
+    ggml_tensor * output_norm;      // [n_embd]
+    ggml_tensor * output;           // [n_embd, n_vocab]; the embedding again when tied
     std::vector<LayerWeights> layers;
 
-    ggml_tensor * rope_factors_for(int n_ctx) const {
-        return rope_factors_short && n_ctx <= h.rope.n_ctx_original ? rope_factors_short : rope_factors;
+    // [rope.n_dims / 2] f32 or null
+    ggml_tensor * rope_factors_for(int layer, int n_ctx) const {
+        const LayerWeights & w = layers[layer];
+        return w.rope_factors_short && n_ctx <= h.rope.n_ctx_original ? w.rope_factors_short : w.rope_factors;
     }
 };
 

@@ -88,13 +88,26 @@ ggml_tensor * first_elements(ggml_context * ctx, ggml_tensor * array, int64_t n)
 
 }  // namespace
 
+PrefillGraphs::Place::Place(const Stage & stage)
+    : stage(stage),
+      memory(*stage.device, kMaxNodes),
+      inputs(*stage.device, {{widest()}, {widest()}, {widest()}, {2 * widest()}}) {}
+
+void PrefillGraphs::Place::release() {
+    hidden = OwnTensor();
+    mask = OwnTensor();
+    probe_q = OwnTensor();
+    if (memory.bytes() > 0) {
+        memory = GraphMemory(*stage.device, kMaxNodes);
+    }
+}
+
 PrefillGraphs::PrefillGraphs(const Network & network, Executor & executor, int n_ctx)
-    : network_(network),
-      executor_(executor),
-      n_ctx_(n_ctx),
-      memory_(executor.device(), kMaxNodes),
-      inputs_(executor.device(), {widest(), widest(), widest(), 2 * widest()}),
-      logits_(network.h.n_vocab) {}
+    : network_(network), executor_(executor), n_ctx_(n_ctx), logits_(network.h.n_vocab) {
+    for (const Stage & stage : executor.stages(network.h.n_layers)) {
+        places_.emplace_back(stage);
+    }
+}
 
 int64_t PrefillGraphs::chunk_over(int64_t n_keys, int64_t widest) {
     constexpr int64_t kMost = int64_t(1) << 25, kLeast = 256;  // of the mask's elements; tokens
@@ -105,123 +118,159 @@ int64_t PrefillGraphs::chunk_over(int64_t n_keys, int64_t widest) {
     return chunk;
 }
 
+int64_t PrefillGraphs::chunk(int layer, int64_t n_keys) const {
+    const auto place =
+        std::find_if(places_.begin(), places_.end(), [&](const Place & p) { return layer < p.stage.end; });
+    return chunk_over(n_keys, place->widest());
+}
+
 void PrefillGraphs::watch(std::vector<int64_t> probes) {
     probes_ = std::move(probes);
-    probe_q_ = OwnTensor();
+    make_probe_q();
+}
+
+void PrefillGraphs::make_probe_q() {
+    here().probe_q = OwnTensor();
     if (!probes_.empty()) {
-        probe_q_ = OwnTensor(executor_.device(), GGML_TYPE_F32, int64_t(network_.h.n_heads) * network_.h.head_dim,
-                             static_cast<int64_t>(probes_.size()));
+        here().probe_q =
+            OwnTensor(*here().stage.device, GGML_TYPE_F32, int64_t(network_.h.n_heads) * network_.h.head_dim,
+                      static_cast<int64_t>(probes_.size()));
     }
 }
 
 const float * PrefillGraphs::probe_q() const {
-    return probe_q_.tensor ? static_cast<const float *>(probe_q_.tensor->data) : nullptr;
+    const ggml_tensor * all = here().probe_q.tensor;
+    return all ? static_cast<const float *>(all->data) : nullptr;
 }
 
 ggml_tensor * PrefillGraphs::hidden(ggml_context * ctx, int64_t first, int64_t n) const {
-    ggml_tensor * all = hidden_.tensor;
+    ggml_tensor * all = here().hidden.tensor;
     return ggml_view_2d(ctx, all, all->ne[0], n, all->nb[1], first * all->nb[1]);
+}
+
+// Makes room in a place for a stretch of tokens, and leaves the one where it was.
+void PrefillGraphs::enter(size_t place, int64_t n_tokens) {
+    if (at_ != place) {
+        here().release();
+        at_ = place;
+    }
+    Device & device = *here().stage.device;
+    here().memory = GraphMemory(device, kMaxNodes);  // a stretch further on has smaller graphs
+    if (OwnTensor & hidden = here().hidden; !hidden.tensor || hidden.tensor->ne[1] != n_tokens) {
+        hidden = OwnTensor();
+        hidden = OwnTensor(device, GGML_TYPE_F32, network_.h.n_embd, n_tokens);
+    }
+}
+
+// The stretch goes from the host on to the next stage.
+void PrefillGraphs::cross() {
+    const OwnTensor hidden = std::move(here().hidden);
+    enter(at_ + 1, hidden.tensor->ne[1]);
+    make_probe_q();
+    here().stage.device->write(here().hidden.tensor->data, hidden.tensor->data, ggml_nbytes(hidden.tensor));
 }
 
 void PrefillGraphs::embed(const int32_t * tokens, int64_t n_tokens, const std::atomic<bool> & cancel) {
     const HParams & h = network_.h;
-    memory_ = GraphMemory(executor_.device(), kMaxNodes);  // a stretch further on has smaller graphs
-    if (!hidden_.tensor || hidden_.tensor->ne[1] != n_tokens) {
-        hidden_ = OwnTensor();
-        hidden_ = OwnTensor(executor_.device(), GGML_TYPE_F32, h.n_embd, n_tokens);
-    }
-    for (int64_t first = 0; first < n_tokens; first += widest()) {
-        const int64_t n = std::min(widest(), n_tokens - first);
-        std::copy_n(tokens + first, n, inputs_.host(kTokens));
-        inputs_.send();
-        ggml_context * ctx = memory_.begin();
-        ggml_tensor * x = ggml_get_rows(ctx, network_.token_embedding, first_elements(ctx, inputs_.tensor(kTokens), n));
+    enter(0, n_tokens);
+    Place & p = here();
+    for (int64_t first = 0; first < n_tokens; first += p.widest()) {
+        const int64_t n = std::min(p.widest(), n_tokens - first);
+        std::copy_n(tokens + first, n, p.inputs.host(kTokens));
+        p.inputs.send();
+        ggml_context * ctx = p.memory.begin();
+        ggml_tensor * x =
+            ggml_get_rows(ctx, network_.token_embedding, first_elements(ctx, p.inputs.tensor(kTokens), n));
         x = h.embedding_scale != 1.0f ? ggml_scale(ctx, x, h.embedding_scale) : x;
-        ggml_build_forward_expand(memory_.graph(), ggml_cpy(ctx, x, hidden(ctx, first, n)));
-        memory_.allocate();
-        executor_.compute(memory_.graph(), cancel);
+        ggml_build_forward_expand(p.memory.graph(), ggml_cpy(ctx, x, hidden(ctx, first, n)));
+        p.memory.allocate();
+        executor_.compute(*p.stage.device, p.memory.graph(), cancel);
     }
 }
 
 void PrefillGraphs::layer(const PrefillRows & rows, int layer, int64_t position, int64_t first, int64_t n,
                           const std::atomic<bool> & cancel) {
+    if (layer == here().stage.end) {
+        cross();
+    }
     const HParams & h = network_.h;
+    Place & p = here();
+    const int64_t n_tokens = p.hidden.tensor->ne[1];
     const bool last_layer = layer == h.n_layers - 1;
-    const bool last_chunk = first + n == hidden_.tensor->ne[1];
+    const bool last_chunk = first + n == n_tokens;
     const int window = h.window_of(layer);
-    std::iota(inputs_.host(kPositions), inputs_.host(kPositions) + n, static_cast<int32_t>(position + first));
+    std::iota(p.inputs.host(kPositions), p.inputs.host(kPositions) + n, static_cast<int32_t>(position + first));
 
-    ggml_context * ctx = memory_.begin();
+    ggml_context * ctx = p.memory.begin();
     // one query at the end sees all keys of its own range
     const int64_t n_queries = last_layer ? 1 : n;
     const int64_t first_query = first + n - n_queries;
-    const Visible keys = visible_keys(rows, first_query, n_queries, window, executor_.device().key_block());
+    const Visible keys = visible_keys(rows, first_query, n_queries, window, p.stage.device->key_block());
     ggml_tensor * mask = nullptr;
     if (!last_layer || keys.n_keys > keys.n_seen) {
-        fill_spans(inputs_.host(kSpans), rows, keys, first_query, n_queries, window);
-        mask = masked(ctx, keys.n_keys, n_queries, rows.n_past + hidden_.tensor->ne[1]);
+        fill_spans(p.inputs.host(kSpans), rows, keys, first_query, n_queries, window);
+        mask = masked(ctx, keys.n_keys, n_queries, rows.n_past + n_tokens);
     }
     PrefillAttention attention(rows, rows.n_past + first, keys, mask, h.attention_scale, last_layer);
     const auto probe = std::lower_bound(probes_.begin(), probes_.end(), first);
     const auto end = std::lower_bound(probe, probes_.end(), first + n);
     if (probe != end) {
-        std::transform(probe, end, inputs_.host(kProbeRows),
+        std::transform(probe, end, p.inputs.host(kProbeRows),
                        [&](int64_t t) { return static_cast<int32_t>(t - first); });
-        ggml_tensor * all = probe_q_.tensor;
+        ggml_tensor * all = p.probe_q.tensor;
         attention.watch(
-            first_elements(ctx, inputs_.tensor(kProbeRows), end - probe),
+            first_elements(ctx, p.inputs.tensor(kProbeRows), end - probe),
             ggml_view_2d(ctx, all, all->ne[0], end - probe, all->nb[1], (probe - probes_.begin()) * all->nb[1]));
     }
-    inputs_.send();
+    p.inputs.send();
     ggml_tensor * x = hidden(ctx, first, n);
     ggml_tensor * y = network_.architecture->layer(
-        {ctx, memory_.graph(), h, network_.layers[layer], layer, first_elements(ctx, inputs_.tensor(kPositions), n),
-         network_.rope_factors_for(n_ctx_), attention, last_layer},
+        {ctx, p.memory.graph(), h, network_.layers[layer], layer, first_elements(ctx, p.inputs.tensor(kPositions), n),
+         network_.rope_factors_for(layer, n_ctx_), attention, last_layer},
         x);
     if (!last_layer) {
-        ggml_build_forward_expand(memory_.graph(), ggml_cpy(ctx, y, x));
+        ggml_build_forward_expand(p.memory.graph(), ggml_cpy(ctx, y, x));
     } else if (last_chunk) {
-        ggml_build_forward_expand(memory_.graph(), ggml_cpy(ctx, y, hidden(ctx, first + n - 1, 1)));
+        ggml_build_forward_expand(p.memory.graph(), ggml_cpy(ctx, y, hidden(ctx, first + n - 1, 1)));
     }
-    memory_.allocate();
-    executor_.compute(memory_.graph(), cancel);
+    p.memory.allocate();
+    executor_.compute(*p.stage.device, p.memory.graph(), cancel);
 }
 
 // [n_keys, n_queries] f16, filled on the device by what kSpans holds.
 ggml_tensor * PrefillGraphs::masked(ggml_context * ctx, int64_t n_keys, int64_t n_queries, int64_t most_keys) {
-    if (!mask_.tensor || mask_.tensor->ne[0] < n_keys * n_queries) {
-        mask_ = OwnTensor();
+    Place & p = here();
+    if (!p.mask.tensor || p.mask.tensor->ne[0] < n_keys * n_queries) {
+        p.mask = OwnTensor();
         // at once what the last chunk takes: memory that grows by copies leaves holes
-        mask_ = OwnTensor(executor_.device(), GGML_TYPE_F16, std::max(n_keys, most_keys) * n_queries);
+        p.mask = OwnTensor(*p.stage.device, GGML_TYPE_F16, std::max(n_keys, most_keys) * n_queries);
     }
-    ggml_tensor * mask = ggml_view_2d(ctx, mask_.tensor, n_keys, n_queries, n_keys * sizeof(ggml_fp16_t), 0);
-    return executor_.device().fill_mask(ctx, mask, first_elements(ctx, inputs_.tensor(kSpans), 2 * n_queries));
+    ggml_tensor * mask = ggml_view_2d(ctx, p.mask.tensor, n_keys, n_queries, n_keys * sizeof(ggml_fp16_t), 0);
+    return p.stage.device->fill_mask(ctx, mask, first_elements(ctx, p.inputs.tensor(kSpans), 2 * n_queries));
 }
 
 const float * PrefillGraphs::logits(const std::atomic<bool> & cancel) {
-    ggml_context * ctx = memory_.begin();
-    ggml_tensor * x = hidden(ctx, hidden_.tensor->ne[1] - 1, 1);
+    Place & p = here();
+    ggml_context * ctx = p.memory.begin();
+    ggml_tensor * x = hidden(ctx, p.hidden.tensor->ne[1] - 1, 1);
     x = ggml_mul(ctx, ggml_rms_norm(ctx, x, network_.h.norm_epsilon), network_.output_norm);
     ggml_tensor * logits = ggml_mul_mat(ctx, network_.output, x);
     ggml_set_output(logits);
-    ggml_build_forward_expand(memory_.graph(), logits);
-    memory_.allocate();
-    executor_.compute(memory_.graph(), cancel);
-    executor_.device().read(logits_.data(), logits->data, ggml_nbytes(logits));
+    ggml_build_forward_expand(p.memory.graph(), logits);
+    p.memory.allocate();
+    executor_.compute(*p.stage.device, p.memory.graph(), cancel);
+    p.stage.device->read(logits_.data(), logits->data, ggml_nbytes(logits));
     return logits_.data();
 }
 
 size_t PrefillGraphs::bytes() const {
-    return hidden_.bytes() + mask_.bytes() + probe_q_.bytes() + memory_.bytes() + logits_.size() * sizeof(float);
+    const Place & p = here();
+    return p.hidden.bytes() + p.mask.bytes() + p.probe_q.bytes() + p.memory.bytes() + logits_.size() * sizeof(float);
 }
 
 void PrefillGraphs::release() {
-    hidden_ = OwnTensor();
-    mask_ = OwnTensor();
-    watch({});
-    if (memory_.bytes() > 0) {
-        memory_ = GraphMemory(executor_.device(), kMaxNodes);
-    }
+    probes_.clear();
+    here().release();
 }
 
 }  // namespace zipcache

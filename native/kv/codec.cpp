@@ -22,4 +22,14 @@ std::shared_ptr<const SegmentCodec> make_codec(Device & device, std::shared_ptr<
     return std::make_shared<HostCodec>(device, std::move(policy), h, norms);
 }
 
+std::vector<KvStage> make_codecs(const std::vector<Stage> & stages, const std::shared_ptr<const Policy> & policy,
+                                 const HParams & h, OutputNorms & norms) {
+    std::vector<KvStage> all;
+    all.reserve(stages.size());
+    for (const Stage & stage : stages) {
+        all.push_back({stage, make_codec(*stage.device, policy, h, norms)});
+    }
+    return all;
+}
+
 }  // namespace zipcache

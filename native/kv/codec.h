@@ -2,6 +2,7 @@
 #include <memory>
 
 #include "device/memory.h"
+#include "device/stage.h"
 #include "kv/compress.h"
 
 namespace zipcache {
@@ -45,7 +46,18 @@ class SegmentCodec {
     virtual void send(Balance & balance) const = 0;
 };
 
+// Throws ArgumentError for a policy that the device does not have.
 std::shared_ptr<const SegmentCodec> make_codec(Device & device, std::shared_ptr<const Policy> policy, const HParams & h,
                                                OutputNorms & norms);
+
+// A stage's layers and what turns their rows into segments.
+struct KvStage {
+    Stage layers;
+    std::shared_ptr<const SegmentCodec> codec;
+};
+
+// Throws as make_codec() does.
+std::vector<KvStage> make_codecs(const std::vector<Stage> & stages, const std::shared_ptr<const Policy> & policy,
+                                 const HParams & h, OutputNorms & norms);
 
 }  // namespace zipcache

@@ -27,14 +27,8 @@ size_t f16_cache_bytes(const HParams & h, int64_t n_tokens) {
     return size_t(n_tokens) * h.n_layers * 2 * h.n_kv_heads * h.head_dim * sizeof(uint16_t);
 }
 
-KvCache::KvCache(std::shared_ptr<const Policy> policy, const HParams & h, Device & device,
-                 std::shared_ptr<const SegmentCodec> codec, int64_t n_ctx)
-    : policy_(std::move(policy)),
-      h_(&h),
-      device_(&device),
-      codec_(std::move(codec)),
-      n_ctx_(n_ctx),
-      layers_(h.n_layers) {
+KvCache::KvCache(std::shared_ptr<const Policy> policy, const HParams & h, std::vector<KvStage> stages, int64_t n_ctx)
+    : policy_(std::move(policy)), h_(&h), stages_(std::move(stages)), n_ctx_(n_ctx), layers_(h.n_layers) {
     std::vector<const ggml_zipcache_format *> formats;
     if (policy_->compresses) {
         formats = {&policy_->prompt, &policy_->window};
@@ -42,29 +36,46 @@ KvCache::KvCache(std::shared_ptr<const Policy> policy, const HParams & h, Device
     for (int i = 0; i < h.n_layers; ++i) {
         layers_[i].view = {h.n_heads, h.n_kv_heads, h.head_dim, h.attention_scale, h.window_of(i), 0,
                            nullptr,   nullptr,      0,          nullptr,           nullptr,        nullptr};
-        layers_[i].shown = device.layer_view(formats);
+        layers_[i].shown = device_of(i).layer_view(formats);
     }
 }
 
-// n rows of every KV head.
-void KvCache::copy_rows(const uint16_t * from, int64_t from_stride, uint16_t * to, int64_t to_stride, int64_t n) const {
+const KvStage & KvCache::stage_of(int layer) const {
+    return *std::find_if(stages_.begin(), stages_.end(), [&](const KvStage & s) { return layer < s.layers.end; });
+}
+
+// What the window holds.
+Rows KvCache::window_rows(int layer) const {
+    const ggml_zipcache_layer & view = layers_[layer].view;
+    return {n_window_, view.capacity, view.k, view.v, h_->window_of(layer)};
+}
+
+KvCache::Target KvCache::target(const Window & window, int64_t first) const {
+    const int64_t offset = first * h_->head_dim;
+    return {data_of(window.k) + offset, data_of(window.v) + offset, window.capacity()};
+}
+
+// All rows, within a device.
+void KvCache::copy_rows(Device & device, const Rows & from, const Target & to) const {
     const size_t row = h_->head_dim * sizeof(uint16_t);
-    if (n > 0) {
-        device_->copy(to, to_stride * row, from, from_stride * row, n * row, h_->n_kv_heads);
+    if (from.n > 0) {
+        device.copy(to.k, to.stride * row, from.k, from.stride * row, from.n * row, h_->n_kv_heads);
+        device.copy(to.v, to.stride * row, from.v, from.stride * row, from.n * row, h_->n_kv_heads);
     }
 }
 
-KvCache::Window KvCache::allocate(int64_t capacity) const {
+KvCache::Window KvCache::allocate(Device & device, int64_t capacity) const {
     Window window;
+    window.device = &device;
     window.context.reset(ggml_init({2 * ggml_tensor_overhead(), nullptr, true}));
     window.k = ggml_new_tensor_3d(window.context.get(), GGML_TYPE_F16, h_->head_dim, capacity, h_->n_kv_heads);
     window.v = ggml_new_tensor_3d(window.context.get(), GGML_TYPE_F16, h_->head_dim, capacity, h_->n_kv_heads);
-    window.memory = TensorMemory(*device_, window.context.get());
+    window.memory = TensorMemory(device, window.context.get());
     if (!window.memory) {
         throw ContextError("not enough memory for the keys and values of " + std::to_string(capacity) +
                            " uncompressed tokens (" + std::to_string(f16_cache_bytes(*h_, capacity) >> 20) + " MiB)");
     }
-    if (!device_->is_host()) {  // attention looks at masked rows, too, and 0 times NaN would show
+    if (!device.is_host()) {  // attention looks at masked rows, too, and 0 times NaN would show
         window.memory.clear();
     }
     return window;
@@ -86,31 +97,33 @@ void KvCache::grow_windows(int64_t n_tokens) {
         // a quarter more than asked while decoding keeps the copies cheap, and the slack small
         const int64_t wanted = n_window_ > 0 ? std::max(n_tokens, now + now / 4) : n_tokens;
         capacity = std::max(n_tokens, std::min((wanted + kStep - 1) / kStep * kStep, n_ctx_));
-        capacity = device_->whole_blocks(capacity);
+        for (const KvStage & stage : stages_) {  // one capacity for all: a GPU's blocks are whole ones of the host
+            capacity = stage.layers.device->whole_blocks(capacity);
+        }
     }
     if (n_tokens <= now) {
         return;
     }
     version_ = next_version();  // even if memory runs out half-way, some layers have moved
-    for (Layer & layer : layers_) {
+    for (int i = 0; i < h_->n_layers; ++i) {
+        Layer & layer = layers_[i];
         if (layer.window.capacity() == capacity) {
             continue;
         }
-        Window grown = allocate(capacity);
+        Window grown = allocate(device_of(i), capacity);
         if (layer.window.k) {
-            copy_rows(layer.view.k, layer.view.capacity, data_of(grown.k), capacity, n_window_);
-            copy_rows(layer.view.v, layer.view.capacity, data_of(grown.v), capacity, n_window_);
+            copy_rows(device_of(i), window_rows(i), target(grown));
         }
         set_window(layer, std::move(grown));
     }
 }
 
 // Marks what is seen of a segment; a partly seen one learns where its tokens are.
-void KvCache::hide(SegmentUse & use, int64_t first_seen, int64_t last_seen) const {
+void KvCache::hide(int layer, SegmentUse & use, int64_t first_seen, int64_t last_seen) const {
     use.first_seen = std::max(use.first_seen, first_seen);
     use.last_seen = std::min(use.last_seen, last_seen);
     if (!use.whole() && !use.places) {
-        use.places = codec_->places(*use.segment);
+        use.places = codec_of(layer).places(*use.segment);
     }
 }
 
@@ -120,7 +133,7 @@ void KvCache::refresh(int index) {
     const int64_t sliding = h_->window_of(index);
     if (policy_->compresses && sliding > 0) {
         for (SegmentUse & use : layer.segments) {
-            hide(use, n_tokens_ + 1 - sliding - use.position, use.last_seen);
+            hide(index, use, n_tokens_ + 1 - sliding - use.position, use.last_seen);
         }
     }
     auto & segments = layer.segments;
@@ -156,17 +169,15 @@ PrefillRows KvCache::copy_past(int index, const Window & to, const Parallel & pa
     std::vector<int64_t> past;
     past.reserve(capacity);
     for (const SegmentUse & use : layer.segments) {
-        const auto kept = codec_->dequantize(*use.segment, use.first_seen, use.last_seen, data_of(to.k) + at * dim,
-                                             data_of(to.v) + at * dim, capacity, parallel);
+        const auto kept =
+            codec_of(index).dequantize(*use.segment, use.first_seen, use.last_seen, data_of(to.k) + at * dim,
+                                       data_of(to.v) + at * dim, capacity, parallel);
         for (int64_t token : kept) {
             past.push_back(use.position + token - n_tokens_);
         }
         at += static_cast<int64_t>(kept.size());
     }
-    if (n_window_ > 0) {
-        copy_rows(layer.view.k, layer.view.capacity, data_of(to.k) + at * dim, capacity, n_window_);
-        copy_rows(layer.view.v, layer.view.capacity, data_of(to.v) + at * dim, capacity, n_window_);
-    }
+    copy_rows(*to.device, window_rows(index), target(to, at));
     if (!past.empty() && past.front() == -(at + n_window_)) {
         past.clear();  // nothing was evicted since
     }
@@ -177,13 +188,15 @@ PrefillRows KvCache::copy_past(int index, const Window & to, const Parallel & pa
 }
 
 // The rows from `first` on stay uncompressed: made.n_window of them.
-void KvCache::keep_window(Made & made, const Rows & rows, int64_t first) const {
+void KvCache::keep_window(int layer, Made & made, const Rows & rows, int64_t first) const {
     const int64_t n = made.n_window;
     const size_t n_bytes = n * h_->n_kv_heads * h_->head_dim * sizeof(uint16_t);
-    made.k = Bytes(*device_, n_bytes);
-    made.v = Bytes(*device_, n_bytes);
-    copy_rows(rows.k + first * h_->head_dim, rows.stride, made.k.as<uint16_t>(), n, n);
-    copy_rows(rows.v + first * h_->head_dim, rows.stride, made.v.as<uint16_t>(), n, n);
+    Device & device = device_of(layer);
+    made.k = Bytes(device, n_bytes);
+    made.v = Bytes(device, n_bytes);
+    const int64_t offset = first * h_->head_dim;
+    copy_rows(device, {n, rows.stride, rows.k + offset, rows.v + offset, 0},
+              {made.k.as<uint16_t>(), made.v.as<uint16_t>(), n});
 }
 
 PrefillRows KvCache::begin_prefill(int layer, int64_t n_new, const Parallel & parallel) {
@@ -195,9 +208,10 @@ PrefillRows KvCache::begin_prefill(int layer, int64_t n_new, const Parallel & pa
     for (const SegmentUse & use : layers_[layer].segments) {
         n_past += use.last_seen - use.first_seen;
     }
-    if (scratch_.capacity() < n_past + n_new) {
+    Device & device = device_of(layer);
+    if (scratch_.device != &device || scratch_.capacity() < n_past + n_new) {
         scratch_ = Window();
-        scratch_ = allocate(device_->whole_blocks(n_past + n_new));
+        scratch_ = allocate(device, device.whole_blocks(n_past + n_new));
     }
     past_ = copy_past(layer, scratch_, parallel);
     return past_;
@@ -235,13 +249,13 @@ void KvCache::end_prefill(int index, int64_t n_new, const std::vector<int64_t> &
         }
         const int64_t first = n_rows - made.n_window - n;
         if (n > 0) {
-            auto segment = codec_->compress(index, rows, first, n, p, layer.balance, parallel);
-            codec_->fit({segment});
+            auto segment = codec_of(index).compress(index, rows, first, n, p, layer.balance, parallel);
+            codec_of(index).fit({segment});
             made.balance = segment->balance;
             made.segments.push_back({std::move(segment), n_tokens_ + n_new - made.n_window - n, 0, n, nullptr});
         }
     }
-    keep_window(made, rows, n_rows - made.n_window);
+    keep_window(index, made, rows, n_rows - made.n_window);
     layer.made = std::move(made);
 }
 
@@ -261,8 +275,8 @@ void KvCache::commit(int64_t n_new) {
             continue;
         }
         Made & made = *layer.made;
-        copy_rows(made.k.as<uint16_t>(), n_window, data_of(layer.window.k), layer.view.capacity, n_window);
-        copy_rows(made.v.as<uint16_t>(), n_window, data_of(layer.window.v), layer.view.capacity, n_window);
+        copy_rows(device_of(i), {n_window, n_window, made.k.as<uint16_t>(), made.v.as<uint16_t>(), 0},
+                  target(layer.window));
         if (made.replaces) {
             layer.segments.clear();
         }
@@ -291,20 +305,22 @@ void KvCache::choose_slots() {
     for (int64_t step : choose_steps(policy_->options, n, uint64_t(n_tokens_) + 1)) {
         slot_positions_.push_back(n_tokens_ + step);
     }
-    for (Layer & layer : layers_) {
-        make_slots(layer);
-        layer.shown->keep_probes(show_slots(layer));
+    for (int i = 0; i < h_->n_layers; ++i) {
+        make_slots(i);
+        layers_[i].shown->keep_probes(show_slots(layers_[i]));
     }
 }
 
 // Room for the queries of slot_positions_.
-void KvCache::make_slots(Layer & layer) const {
+void KvCache::make_slots(int layer) {
+    Slots & slots = layers_[layer].slots;
     const size_t n_queries = slot_positions_.size() * h_->n_heads;
-    if (layer.slots.log_sum.size() != n_queries * sizeof(float)) {
-        layer.slots.q = Bytes(*device_, n_queries * h_->head_dim * sizeof(uint16_t));
-        layer.slots.log_sum = Bytes(*device_, n_queries * sizeof(float));
-        layer.slots.q.clear();  // files hold them all, used or not
-        layer.slots.log_sum.clear();
+    if (slots.log_sum.size() != n_queries * sizeof(float)) {
+        Device & device = device_of(layer);
+        slots.q = Bytes(device, n_queries * h_->head_dim * sizeof(uint16_t));
+        slots.log_sum = Bytes(device, n_queries * sizeof(float));
+        slots.q.clear();  // files hold them all, used or not
+        slots.log_sum.clear();
     }
 }
 
@@ -335,7 +351,7 @@ Probes KvCache::recorded_probes(int index, std::vector<float> & queries) const {
         }
         probes.row.push_back(row);
         probes.slot.push_back(static_cast<int32_t>(i));
-        if (device_->is_shared()) {
+        if (device_of(index).is_shared()) {
             const float * log_sum = slots.log_sum.as<float>() + i * h_->n_heads;
             queries.resize(queries.size() + width);
             ggml_fp16_to_fp32_row(slots.q.as<uint16_t>() + i * width, &queries[queries.size() - width], width);
@@ -400,10 +416,10 @@ KvCache::Made KvCache::evict(int index, int64_t n_new, const Probes & probes, co
     int64_t begin = contest.begin;
     for (Kept & kept : hold(*policy_, contest)) {
         const auto n = static_cast<int64_t>(kept.tier.size());
-        made.segments.push_back({codec_->keep(rows, std::move(kept), parallel), begin, 0, n, nullptr});
+        made.segments.push_back({codec_of(index).keep(rows, std::move(kept), parallel), begin, 0, n, nullptr});
         begin += n;
     }
-    keep_window(made, rows, rows.n - made.n_window);
+    keep_window(index, made, rows, rows.n - made.n_window);
     return made;
 }
 
@@ -415,17 +431,30 @@ std::shared_ptr<Segment> KvCache::compress_window(int index, const Parallel & pa
         return nullptr;
     }
     const int64_t n = policy_->n_window;
-    const Rows rows = {n_window_, layer.view.capacity, layer.view.k, layer.view.v, h_->window_of(index)};
+    const Rows rows = window_rows(index);
     std::vector<float> queries;
     const Probes probes = recorded_probes(index, queries);
     Made made;
-    auto segment = codec_->compress(index, rows, 0, n, probes, layer.balance, parallel);
+    auto segment = codec_of(index).compress(index, rows, 0, n, probes, layer.balance, parallel);
     made.balance = segment->balance;
     made.segments.push_back({segment, n_tokens_ - n_window_, 0, n, nullptr});
     made.n_window = n_window_ - n;
-    keep_window(made, rows, n);
+    keep_window(index, made, rows, n);
     layer.made = std::move(made);
     return segment;
+}
+
+void KvCache::compress_windows(const Parallel & parallel) {
+    for (const KvStage & stage : stages_) {
+        std::vector<std::shared_ptr<Segment>> segments;
+        for (int i = stage.layers.first; i < stage.layers.end; ++i) {
+            if (auto segment = compress_window(i, parallel)) {
+                segments.push_back(std::move(segment));
+            }
+        }
+        stage.codec->fit(segments);
+    }
+    commit(0);
 }
 
 void KvCache::make_room(const Parallel & parallel) {
@@ -434,14 +463,7 @@ void KvCache::make_room(const Parallel & parallel) {
         return;
     }
     if (n_window_ >= policy_->window_capacity()) {
-        std::vector<std::shared_ptr<Segment>> segments;
-        for (int i = 0; i < h_->n_layers; ++i) {
-            if (auto segment = compress_window(i, parallel)) {
-                segments.push_back(std::move(segment));
-            }
-        }
-        codec_->fit(segments);
-        commit(0);
+        compress_windows(parallel);
     }
     if (n_tokens_ == 0) {
         choose_slots();
@@ -495,7 +517,7 @@ void KvCache::truncate(int64_t n_tokens) {
     n_window_ = std::max<int64_t>(0, n_tokens - window_start);
     for (int i = 0; i < h_->n_layers; ++i) {
         for (SegmentUse & use : layers_[i].segments) {
-            hide(use, use.first_seen, n_tokens - use.position);
+            hide(i, use, use.first_seen, n_tokens - use.position);
         }
         refresh(i);
     }
@@ -522,7 +544,7 @@ void KvCache::clear() {
 }
 
 KvCache KvCache::clone() const {
-    KvCache copy(policy_, *h_, *device_, codec_, n_ctx_);
+    KvCache copy(policy_, *h_, stages_, n_ctx_);
     if (n_tokens_ == 0) {
         return copy;
     }
@@ -535,14 +557,14 @@ KvCache KvCache::clone() const {
         Layer & to = copy.layers_[i];
         to.segments = from.segments;
         to.balance = from.balance;
-        copy.make_slots(to);
+        copy.make_slots(i);
+        Device & device = device_of(i);
         if (to.slots.q.size() > 0) {
-            device_->copy(to.slots.q.as(), 0, from.slots.q.as(), 0, to.slots.q.size(), 1);
-            device_->copy(to.slots.log_sum.as(), 0, from.slots.log_sum.as(), 0, to.slots.log_sum.size(), 1);
+            device.copy(to.slots.q.as(), 0, from.slots.q.as(), 0, to.slots.q.size(), 1);
+            device.copy(to.slots.log_sum.as(), 0, from.slots.log_sum.as(), 0, to.slots.log_sum.size(), 1);
             to.shown->keep_probes(copy.show_slots(to));
         }
-        copy_rows(from.view.k, from.view.capacity, data_of(to.window.k), to.view.capacity, n_window_);
-        copy_rows(from.view.v, from.view.capacity, data_of(to.window.v), to.view.capacity, n_window_);
+        copy_rows(device, window_rows(i), target(to.window));
         copy.refresh(i);
     }
     return copy;

@@ -47,14 +47,14 @@ struct PrefillRows {
 // What a prefill or a compression makes stands aside until commit(), so that a failed or cancelled one costs nothing.
 class KvCache {
   public:
-    KvCache(std::shared_ptr<const Policy> policy, const HParams & h, Device & device,
-            std::shared_ptr<const SegmentCodec> codec, int64_t n_ctx);
+    KvCache(std::shared_ptr<const Policy> policy, const HParams & h, std::vector<KvStage> stages, int64_t n_ctx);
     KvCache(KvCache &&) = default;
     KvCache & operator=(KvCache &&) = default;
 
     const Policy & policy() const { return *policy_; }
     const std::shared_ptr<const Policy> & shared_policy() const { return policy_; }
-    const std::shared_ptr<const SegmentCodec> & codec() const { return codec_; }
+    const std::vector<KvStage> & stages() const { return stages_; }
+    Device & device_of(int layer) const { return *stage_of(layer).layers.device; }
     int64_t size() const { return n_tokens_; }
     int64_t window_size() const { return n_window_; }  // uncompressed tokens
 
@@ -93,11 +93,16 @@ class KvCache {
   private:
     friend class SessionFile;
     struct Window {
+        Device * device = nullptr;
         GgmlContext context;
         TensorMemory memory;
         ggml_tensor * k = nullptr;
         ggml_tensor * v = nullptr;
         int64_t capacity() const { return k ? k->ne[1] : 0; }
+    };
+    struct Target {       // for rows: those of a KV head lie together
+        uint16_t *k, *v;  // of the first
+        int64_t stride;   // rows from one head to the next
     };
     // Queries of the decode steps that are probes of the next compression.
     struct Slots {
@@ -122,28 +127,32 @@ class KvCache {
         std::optional<Made> made;
     };
 
-    Window allocate(int64_t capacity) const;
+    const KvStage & stage_of(int layer) const;
+    const SegmentCodec & codec_of(int layer) const { return *stage_of(layer).codec; }
+    Window allocate(Device & device, int64_t capacity) const;
     void grow_windows(int64_t n_tokens);
     void set_window(Layer & layer, Window window) const;
-    void copy_rows(const uint16_t * from, int64_t from_stride, uint16_t * to, int64_t to_stride, int64_t n) const;
+    Rows window_rows(int layer) const;
+    Target target(const Window & window, int64_t first = 0) const;
+    void copy_rows(Device & device, const Rows & from, const Target & to) const;
     void refresh(int layer);
-    void hide(SegmentUse & use, int64_t first_seen, int64_t last_seen) const;
+    void hide(int layer, SegmentUse & use, int64_t first_seen, int64_t last_seen) const;
     PrefillRows copy_past(int layer, const Window & to, const Parallel & parallel) const;
-    void keep_window(Made & made, const Rows & rows, int64_t first) const;
+    void keep_window(int layer, Made & made, const Rows & rows, int64_t first) const;
     Made evict(int layer, int64_t n_new, const Probes & probes, const Parallel & parallel) const;
     std::vector<float> scores_of(int layer, const Rows & rows, const std::vector<int64_t> & position,
                                  const Probes & probes, const Parallel & parallel) const;
+    void compress_windows(const Parallel & parallel);
     std::shared_ptr<Segment> compress_window(int layer, const Parallel & parallel);  // null where it evicts
     Probes recorded_probes(int layer, std::vector<float> & queries) const;           // which hold them
     void choose_slots();
-    void make_slots(Layer & layer) const;
+    void make_slots(int layer);
     ProbeSlots show_slots(const Layer & layer) const;
     size_t compressed_bytes(const Layer & layer) const;
 
     std::shared_ptr<const Policy> policy_;
     const HParams * h_;  // of the model, which outlives its caches
-    Device * device_;
-    std::shared_ptr<const SegmentCodec> codec_;
+    std::vector<KvStage> stages_;
     int64_t n_ctx_;
     int64_t n_tokens_ = 0;
     int64_t n_window_ = 0;

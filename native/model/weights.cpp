@@ -57,9 +57,11 @@ ggml_backend_buffer_type_t preferred_layout(ggml_type type, int64_t n_columns, i
 }
 
 Weights::Weights(std::shared_ptr<const GgufFile> file, const WeightsPlace & place)
-    : file_(std::move(file)), place_(place) {
+    : file_(std::move(file)), place_(place), device_(place.device) {
     // a tied embedding is requested twice, and matrices are views of stacks
-    context_.reset(ggml_init({(3 * file_->tensors().size() + 8) * ggml_tensor_overhead(), nullptr, true}));
+    for (GgmlContext * context : {&context_, &device_context_}) {
+        context->reset(ggml_init({(3 * file_->tensors().size() + 8) * ggml_tensor_overhead(), nullptr, true}));
+    }
     // ggml only reads weights; the mapping itself is read-only
     mapping_.reset(ggml_backend_cpu_buffer_from_ptr(const_cast<uint8_t *>(file_->data()), file_->size()));
     ggml_backend_buffer_set_usage(mapping_.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
@@ -83,7 +85,8 @@ const GgufTensor * Weights::request(const std::string & name, const std::vector<
 }
 
 ggml_tensor * Weights::new_tensor(const GgufTensor & source) {
-    ggml_tensor * tensor = ggml_new_tensor(context_.get(), source.type, GGML_MAX_DIMS, source.ne.data());
+    ggml_context * context = (device_ ? device_context_ : context_).get();
+    ggml_tensor * tensor = ggml_new_tensor(context, source.type, GGML_MAX_DIMS, source.ne.data());
     ggml_set_name(tensor, source.name.c_str());
     return tensor;
 }
@@ -99,7 +102,7 @@ ggml_tensor * Weights::plain(const std::string & name, const std::vector<int64_t
         throw ModelError("tensor " + name + " is " + ggml_type_name(source->type) +
                          "; accepted: " + (shape.size() == 1 ? "f32" : "a type that the CPU backend computes"));
     }
-    if (place_.device) {
+    if (device_) {
         return on_device(*source);
     }
     ggml_tensor * tensor = new_tensor(*source);
@@ -112,7 +115,7 @@ ggml_tensor * Weights::on_device(const GgufTensor & source) {
     ggml_tensor *& tensor = on_device_[&source];
     if (!tensor) {
         tensor = new_tensor(source);
-        device_bytes_ += ggml_backend_buft_get_alloc_size(place_.device->memory(), tensor);
+        device_bytes_ += ggml_backend_buft_get_alloc_size(device_->memory(), tensor);
     }
     return tensor;
 }
@@ -122,18 +125,19 @@ ggml_tensor * Weights::stack(const std::vector<std::string> & names) {
     int64_t n_rows = 0;
     for (const std::string & name : names) {
         const GgufTensor * source = file_->find_tensor(name);
-        if (!place_.device || !source || source->type != file_->find_tensor(names[0])->type ||
+        if (!device_ || !source || source->type != file_->find_tensor(names[0])->type ||
             source->ne[0] != file_->find_tensor(names[0])->ne[0] || on_device_.count(source)) {
             return nullptr;
         }
         sources.push_back(source);
         n_rows += source->ne[1] * source->ne[2] * source->ne[3];
     }
-    ggml_tensor * all = ggml_new_tensor_2d(context_.get(), sources[0]->type, sources[0]->ne[0], n_rows);
-    device_bytes_ += ggml_backend_buft_get_alloc_size(place_.device->memory(), all);
+    ggml_context * context = device_context_.get();
+    ggml_tensor * all = ggml_new_tensor_2d(context, sources[0]->type, sources[0]->ne[0], n_rows);
+    device_bytes_ += ggml_backend_buft_get_alloc_size(device_->memory(), all);
     size_t offset = 0;
     for (const GgufTensor * source : sources) {
-        on_device_[source] = ggml_view_2d(context_.get(), all, source->ne[0], source->ne[1], all->nb[1], offset);
+        on_device_[source] = ggml_view_2d(context, all, source->ne[0], source->ne[1], all->nb[1], offset);
         offset += source->nbytes;
     }
     return all;
@@ -158,7 +162,7 @@ const GgufTensor * Weights::request_matrix(const std::string & name, const std::
 
 ggml_tensor * Weights::experts(const std::string & name, const std::vector<int64_t> & shape) {
     const GgufTensor * source = request_matrix(name, shape, true);
-    if (place_.device) {
+    if (device_) {
         return on_device(*source);
     }
     ggml_tensor * tensor = new_tensor(*source);
@@ -171,7 +175,7 @@ ggml_tensor * Weights::matrix(const std::string & name, const std::vector<int64_
     if (!source) {
         return nullptr;
     }
-    if (place_.device) {
+    if (device_) {
         return on_device(*source);
     }
     auto layout = place_.repack ? preferred_layout(source->type, source->ne[0], source->ne[1]) : nullptr;
@@ -185,29 +189,20 @@ ggml_tensor * Weights::matrix(const std::string & name, const std::vector<int64_
     return tensor;
 }
 
-void Weights::send(const Progress & progress) {
-    device_buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(context_.get(), place_.device->memory()));
+void Weights::send(const std::function<void(size_t)> & advanced) {
+    device_buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(device_context_.get(), place_.device->memory()));
     if (!device_buffer_) {
         throw ModelError(place_.device->name() + " has not the memory for " + std::to_string(device_bytes_ >> 20) +
                          " MiB of weights");
     }
     ggml_backend_buffer_set_usage(device_buffer_.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-    size_t done = 0;
     for (const auto & [source, tensor] : on_device_) {
         place_.device->write(tensor->data, source->data, source->nbytes);
-        done += source->nbytes;
-        if (progress) {
-            progress(std::min(1.0f, float(done) / float(device_bytes_)));
-        }
+        advanced(source->nbytes);
     }
 }
 
-void Weights::load(const Progress & progress) {
-    if (place_.device) {
-        send(progress);
-        return;
-    }
-    size_t done = 0;
+void Weights::repack(const std::function<void(size_t)> & advanced) {
     for (const Repacked & item : repacked_) {
         GgmlBuffer buffer(
             ggml_backend_buft_alloc_buffer(item.layout, ggml_backend_buft_get_alloc_size(item.layout, item.tensor)));
@@ -220,12 +215,24 @@ void Weights::load(const Progress & progress) {
         ggml_backend_tensor_set(item.tensor, item.source->data, 0, item.source->nbytes);
         repack_buffers_.push_back(std::move(buffer));
         release_pages(item.source->data, item.source->nbytes);
-        done += item.source->nbytes;
-        if (progress) {
-            progress(float(done) / float(repacked_bytes_));
-        }
+        advanced(item.source->nbytes);
     }
-    if (progress && repacked_.empty()) {
+}
+
+void Weights::load(const Progress & progress) {
+    const size_t all = device_bytes_ + repacked_bytes_;
+    size_t done = 0;
+    auto advanced = [&](size_t n_bytes) {
+        done += n_bytes;
+        if (progress) {
+            progress(std::min(1.0f, float(done) / float(all)));
+        }
+    };
+    if (place_.device) {
+        send(advanced);
+    }
+    repack(advanced);
+    if (progress && all == 0) {
         progress(1.0f);
     }
 }

@@ -13,11 +13,14 @@ namespace zipcache {
 
 // The weights of one layer. An architecture fills what it has; the rest stays null.
 struct LayerWeights {
-    ggml_tensor * attention_norm = nullptr;  // [n_embd]
-    ggml_tensor * q = nullptr;               // [n_embd, n_heads * head_dim]
-    ggml_tensor * k = nullptr;               // [n_embd, n_kv_heads * head_dim]
-    ggml_tensor * v = nullptr;               // [n_embd, n_kv_heads * head_dim]
-    ggml_tensor * qkv = nullptr;             // the three above in one
+    // [rope.n_dims / 2] f32 or null, those of the other layers on its device
+    ggml_tensor * rope_factors = nullptr;
+    ggml_tensor * rope_factors_short = nullptr;  // for contexts up to n_ctx_original (LongRoPE)
+    ggml_tensor * attention_norm = nullptr;      // [n_embd]
+    ggml_tensor * q = nullptr;                   // [n_embd, n_heads * head_dim]
+    ggml_tensor * k = nullptr;                   // [n_embd, n_kv_heads * head_dim]
+    ggml_tensor * v = nullptr;                   // [n_embd, n_kv_heads * head_dim]
+    ggml_tensor * qkv = nullptr;                 // the three above in one
     ggml_tensor * q_bias = nullptr;
     ggml_tensor * k_bias = nullptr;
     ggml_tensor * v_bias = nullptr;
@@ -44,6 +47,10 @@ using Progress = std::function<void(float)>;
 struct WeightsPlace {
     Device * device = nullptr;  // that holds and multiplies them; null: the host
     bool repack = true;         // the host: use ggml's repacked layouts where it has one for a tensor's type
+    int n_host_layers = 0;      // the first layers, which stay on the host beside a device
+
+    // null: the host
+    Device * of(int layer) const { return layer < n_host_layers ? nullptr : device; }
 };
 
 // The model's tensors. On the host, data stay in the mapped file, except what ggml repacks into a faster layout.
@@ -51,6 +58,8 @@ class Weights {
   public:
     Weights(std::shared_ptr<const GgufFile> file, const WeightsPlace & place);
 
+    // What is requested from now on lies where this layer does.
+    void begin_layer(int layer) { device_ = place_.of(layer); }
     // A tensor that only feeds matrix products, so its layout is free; null if missing and not required.
     ggml_tensor * matrix(const std::string & name, const std::vector<int64_t> & shape, bool required = true);
     // Matrices over the same input as one, rows behind rows: one product instead of several. null where they have not
@@ -79,11 +88,14 @@ class Weights {
     ggml_tensor * new_tensor(const GgufTensor & source);
     void use_in_place(ggml_tensor * tensor, const GgufTensor & source);
     ggml_tensor * on_device(const GgufTensor & source);
-    void send(const Progress & progress);
+    void send(const std::function<void(size_t)> & advanced);
+    void repack(const std::function<void(size_t)> & advanced);
 
     std::shared_ptr<const GgufFile> file_;
     WeightsPlace place_;
+    Device * device_;  // of what is requested now; null: the host
     GgmlContext context_;
+    GgmlContext device_context_;
     GgmlBuffer mapping_;
     std::vector<GgmlBuffer> repack_buffers_;
     std::vector<Repacked> repacked_;

@@ -1,0 +1,17 @@
+#pragma once
+#include "engine/model.h"
+
+namespace zipcache {
+
+// What of a model a GPU gets: its last layers and the output, and where these are all layers, the embedding.
+struct Offload {
+    std::unique_ptr<Device> device;  // null: nothing, the host runs the model
+    int n_host_layers = 0;           // the first ones, which stay on the host
+};
+
+// As the options want it. Of all layers, if the weights fit; else of as many as leave room for a session; "auto" falls
+// back to the host where that is none. Throws ArgumentError for devices and numbers of layers that are not there,
+// ModelError for what the device cannot run or hold.
+Offload choose_offload(const ModelOptions & options, const std::shared_ptr<const GgufFile> & file);
+
+}  // namespace zipcache
