@@ -20,16 +20,18 @@ PERIOD = 0.001  # seconds between two questions, at least
 
 @dataclass(frozen=True)
 class Taken:
-    """Bytes, but for the last two."""
+    """Bytes, but for the last four."""
 
     weights: int  # as the model counts them
     loaded: int  # what loading took, with what the device keeps for itself
     planned: int  # for the session, beside the weights
     peak: int  # what it took at most
-    kv: int  # the cache in the end
+    kv: int  # the cache in the end, wherever its layers lie
     kv_bits: float
     samples: int
     longest_gap: float  # seconds between two of them
+    gpu_layers: int  # as the model tells
+    is_split: bool
 
 
 class Lowest:
@@ -60,7 +62,7 @@ class Lowest:
 
 def measure(spec: Spec) -> Taken:
     before: int = _core.find_device(spec.device)["free"]  # with what a process pays for being on the device at all
-    model = Model(spec.model, device=spec.device, threads=spec.threads)
+    model = Model(spec.model, device=spec.device, gpu_layers=spec.gpu_layers, threads=spec.threads)
     ids = reference_ids(model, spec.context + spec.n_decode)
     loaded = model.free_memory()
     with Lowest(model) as lowest, model.session(n_ctx=len(ids), kv=KvOptions.parse(spec.policy)) as session:
@@ -77,6 +79,8 @@ def measure(spec: Spec) -> Taken:
         kv_bits=kv.bits,
         samples=lowest.samples,
         longest_gap=lowest.longest_gap,
+        gpu_layers=model.info.gpu_layers,
+        is_split=model.info.is_split,
     )
 
 

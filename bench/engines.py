@@ -148,14 +148,15 @@ class Together(Engine):
 
 
 class LlamaCpp(Engine):
-    """llama.cpp with flash attention, in a process of its own that stays, on the device that our model is on."""
+    """llama.cpp with flash attention, in a process of its own that stays, on the device that our model is on, with as
+    many layers there."""
 
     def __init__(self, work: Work, kv: str) -> None:
         self.name = f"llama.cpp {kv}"
         info = work.model.info
         gpu = -1 if info.device == "cpu" else int(info.device.partition(":")[2] or 0)
-        setup = {"path": info.path, "gpu": gpu, "threads": info.threads, "n_ctx": work.n_ctx, "kv": kv}
-        setup["limit"] = work.limit
+        setup = {"path": info.path, "gpu": gpu, "gpu_layers": info.gpu_layers, "threads": info.threads}
+        setup |= {"n_ctx": work.n_ctx, "kv": kv, "limit": work.limit}
         command = [sys.executable, str(Path(__file__).with_name("llama_cpp_worker.py")), json.dumps(setup)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.build: str = self._ask(work.ids)["build"]

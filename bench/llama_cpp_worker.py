@@ -7,6 +7,7 @@ which leaves the cache as it was. What fails is answered by {"error"}, and ends 
 
 import ctypes
 import json
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0, "q4_0": lib.GG
 class Setup:
     path: str
     gpu: int  # which one; below 0: the CPU
+    gpu_layers: int  # the last ones, which it gets with the output; the CPU runs the others
     threads: int
     n_ctx: int
     kv: str  # one of KV_TYPES
@@ -34,8 +36,24 @@ class Setup:
         return 512 if self.gpu < 0 else 2048
 
 
+places: dict[int, bytes] = {}  # layer -> the device that llama.cpp says it lies on; the output comes after the layers
+
+
 @lib.llama_log_callback  # type: ignore[misc]
-def silence(_level: int, _text: bytes, _data: Any) -> None: ...
+def listen(_level: int, text: bytes, _data: Any) -> None:
+    """In place of printing."""
+    if said := re.search(rb"layer +(\d+) assigned to device (\w+)", text):
+        places[int(said[1])] = said[2]
+
+
+def check_split(n_layers: int, gpu_layers: int) -> None:
+    """Versions differ in whether the output counts as a layer."""
+    on_gpu = sorted(layer for layer, device in places.items() if device != b"CPU")
+    if on_gpu != list(range(n_layers - gpu_layers, n_layers + 1)):
+        raise RuntimeError(
+            f"this llama.cpp does not put the last {gpu_layers} of {n_layers} layers and the output on the GPU, but "
+            f"{on_gpu or 'none that it tells of'}; a newer one may, or leave out --vs"
+        )
 
 
 class Worker:
@@ -45,14 +63,17 @@ class Worker:
                 "this llama-cpp-python was built without a GPU; for CUDA: CMAKE_ARGS=-DGGML_CUDA=on pip install "
                 "--force-reinstall --no-deps --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
             )
-        lib.llama_log_set(silence, ctypes.c_void_p(0))
+        lib.llama_log_set(listen, ctypes.c_void_p(0))
         lib.llama_backend_init()
         model = lib.llama_model_default_params()
-        model.n_gpu_layers = -1 if setup.gpu >= 0 else 0  # -1: all
+        model.n_gpu_layers = setup.gpu_layers + 1 if setup.gpu >= 0 else 0  # the output counts as one
         model.split_mode, model.main_gpu = lib.LLAMA_SPLIT_MODE_NONE, setup.gpu  # below 0: not even for large products
         self.model = lib.llama_model_load_from_file(setup.path.encode(), model)
         if not self.model:
             raise RuntimeError(f"llama.cpp could not load {setup.path}")
+        n_layers = lib.llama_model_n_layer(self.model)
+        if 0 < setup.gpu_layers < n_layers:
+            check_split(n_layers, setup.gpu_layers)
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = setup.n_ctx, setup.batch, setup.batch
         params.n_threads = params.n_threads_batch = setup.threads

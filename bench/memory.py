@@ -38,7 +38,8 @@ def measure(args: argparse.Namespace, run: Callable[[Spec], dict[str, float]]) -
     runs: dict[str, list[dict[str, float]]] = {kv: [] for kv in args.kv}
     for _ in range(args.repeat):
         for kv, made in runs.items():
-            made.append(run(Spec(str(args.model), args.device, args.threads, kv, args.context, N_DECODE)))
+            where = (str(args.model), args.device, args.threads)
+            made.append(run(Spec(*where, kv, args.context, N_DECODE, args.gpu_layers)))
     return {kv: {key: statistics.median(run[key] for run in made) for key in made[0]} for kv, made in runs.items()}
 
 
@@ -60,7 +61,7 @@ def device_table(found: Medians, title: str) -> Table:
     for kv, run in found.items():
         planned, peak, cache, weights, loaded = (run[key] for key in ("planned", "peak", "kv", "weights", "loaded"))
         cells = [f"{planned / 1e6:,.1f}", f"{peak / 1e6:,.1f}", f"{peak / planned:.1%}", f"{cache / 1e6:,.1f}"]
-        cells += [f"{run['kv_bits']:.2f}", f"{(peak - cache) / 1e6:,.1f}"]
+        cells += [f"{run['kv_bits']:.2f}", "-" if run["is_split"] else f"{(peak - cache) / 1e6:,.1f}"]
         table.add_row(kv, *cells, f"{weights / 1e6:,.1f}", f"{loaded / 1e6:,.1f}")
     return table
 
@@ -71,7 +72,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=8000)
     parser.add_argument("--kv", nargs="+", default=["f16", "auto"], metavar="POLICY", help="the first is compared with")
     parser.add_argument("--repeat", type=int, default=3)
-    cli.add_device_option(parser)
+    cli.add_device_options(parser)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
     args.kv = [str(KvOptions.parse(kv)) for kv in args.kv]
@@ -79,7 +80,7 @@ def main() -> None:
     title = f"{args.model.name}: prefill of {args.context:,} tokens, {N_DECODE} decoded; MB = 1e6 bytes"
     console = Console(width=120)
     said = f"{cli.machine()}; {args.threads} threads; medians of {args.repeat}; "
-    if device["name"] == "cpu":
+    if device["name"] == "cpu" or args.gpu_layers == 0:
         found = measure(args, on_host)
         console.print(f"{said}resident memory of the whole process", markup=False)
         console.print(host_table(found, title))
@@ -98,6 +99,9 @@ def main() -> None:
     )
     console.print(f"all that loading took. Free memory was asked for {samples:,.0f} times or more, at most")
     console.print(f"{1e3 * gap:.1f} ms apart; what other processes take counts as the session's")
+    if any(run["is_split"] for run in found.values()):
+        layers = next(iter(found.values()))["gpu_layers"]
+        console.print(f"The GPU has {layers:.0f} layers; KV MB and bits are of all layers, the CPU's too")
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ Rates = dict[str, float]  # side -> tokens/s, or a ratio of two
 def add_options(parser: argparse.ArgumentParser, *, vs_kv: list[str], repeat: int) -> None:
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
     parser.add_argument("--kv", nargs="+", default=["f16", "zipcache", "auto"], metavar="POLICY", help="ours")
-    parser.add_argument("--vs", choices=["llama.cpp"], help="on the same device; for a GPU it has to be built for it")
+    parser.add_argument("--vs", choices=["llama.cpp"], help="where ours runs; for a GPU it has to be built for it")
     parser.add_argument("--vs-kv", nargs="+", choices=["f16", "q8_0", "q4_0"], default=vs_kv)
     parser.add_argument("--depth", type=lambda text: sorted({int(n) for n in text.split(",")}), default=[0, 2000])
-    cli.add_device_option(parser)
+    cli.add_device_options(parser)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeat", type=int, default=repeat, help="(default: %(default)s)")
     parser.add_argument("--limit", type=float, default=240, help="most seconds to fill a cache (default: 240)")
@@ -97,7 +97,7 @@ class Report:
     def sides(self, path: Path, n_ctx: int, ours: Callable[[Work], list[Engine]]) -> Iterator[list[Engine]]:
         """Ours of one model, then llama.cpp's."""
         args = self.args
-        model = Model(path, device=args.device, threads=args.threads)
+        model = Model(path, device=args.device, gpu_layers=args.gpu_layers, threads=args.threads)
         work = Work(model, reference_ids(model, n_ctx), n_ctx, args.limit)
         sides: list[Engine] = []
         try:

@@ -13,6 +13,7 @@ import pytest
 
 from helpers import tiny_models
 from zipcache_rt import ArgumentError, Model, _core
+from zipcache_rt.eval import RunOptions
 from zipcache_rt.options import KvOptions
 from zipcache_rt.selftest import __main__ as command
 from zipcache_rt.selftest import ops, speed, trial, whole_model
@@ -217,7 +218,9 @@ def test_a_wrong_model_fails(tmp_path: Path) -> None:
 
 def test_a_run_that_cannot_be_timed_is_a_failed_check(tmp_path: Path) -> None:
     (path, _) = models(tmp_path)
-    part = speed.test(path, "cpu", 2, speed.Size(("f16", "q4_0,rotate=maybe"), [20], 2), quiet)
+    part = speed.test(
+        path, RunOptions(device="cpu", threads=2), speed.Size(("f16", "q4_0,rotate=maybe"), [20], 2), quiet
+    )
     assert [check.passed for check in part.checks] == [True, False] and "rotate" in part.failures[0].detail
     assert speed.Size(("f16",), [100, 250], 10).fitted(256).depths == [100]
 

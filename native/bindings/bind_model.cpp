@@ -7,10 +7,11 @@ namespace py = pybind11;
 namespace zipcache {
 namespace {
 
-std::shared_ptr<Model> open(const std::string & path, const std::string & device, int threads, bool repack,
-                            const PyProgress & progress) {
+std::shared_ptr<Model> open(const std::string & path, const std::string & device, int gpu_layers, int threads,
+                            bool repack, const PyProgress & progress) {
     ModelOptions options;
     options.device = device;
+    options.gpu_layers = gpu_layers;
     options.threads = threads;
     options.repack = repack;
     options.progress = progress_of(progress);
@@ -56,7 +57,8 @@ py::dict info(const Model & model) {
                     "n_params"_a = n_params, "n_vocab"_a = h.n_vocab, "n_layers"_a = h.n_layers, "n_embd"_a = h.n_embd,
                     "n_heads"_a = h.n_heads, "n_kv_heads"_a = h.n_kv_heads, "head_dim"_a = h.head_dim,
                     "n_ctx_train"_a = h.n_ctx_train, "sliding_window"_a = h.sliding_window,
-                    "device"_a = model.executor().device().name(), "threads"_a = model.executor().n_threads(),
+                    "device"_a = model.executor().device().name(), "gpu_layers"_a = model.gpu_layers(),
+                    "threads"_a = model.executor().n_threads(),
                     "weights_mapped"_a = model.network().storage->mapped_bytes(),
                     "weights_repacked"_a = model.network().storage->repacked_bytes(),
                     "weights_device"_a = model.network().storage->device_bytes(), "has_tokenizer"_a = text,
@@ -82,8 +84,8 @@ py::bytes detokenize(const Model & model, const std::vector<int32_t> & ids, bool
 
 void bind_model(py::module_ & m) {
     py::class_<Model, std::shared_ptr<Model>>(m, "Model")
-        .def(py::init(&open), py::arg("path"), py::arg("device"), py::arg("threads"), py::arg("repack"),
-             py::arg("progress"))
+        .def(py::init(&open), py::arg("path"), py::arg("device"), py::arg("gpu_layers"), py::arg("threads"),
+             py::arg("repack"), py::arg("progress"))
         .def_property_readonly("info", info)
         .def(
             "free_memory", [](const Model & model) { return model.executor().device().free_memory().free; },

@@ -83,7 +83,10 @@ class KvTrial:
         """As Session.kv_stats()."""
 
 class Model:
-    def __init__(self, path: str, device: str, threads: int, repack: bool, progress: Progress | None) -> None: ...
+    def __init__(
+        self, path: str, device: str, gpu_layers: int, threads: int, repack: bool, progress: Progress | None
+    ) -> None:
+        """gpu_layers: the last layers, those that a GPU gets; -1: as many as fit. threads: 0 for one a core."""
     @property
     def info(self) -> dict[str, Any]: ...
     def free_memory(self) -> int: ...

@@ -53,7 +53,7 @@ def harmless(text: str) -> str:
 
 def add_model_options(parser: argparse.ArgumentParser, *, kv: bool = True) -> None:
     parser.add_argument("model", nargs="?", type=Path, help="a GGUF file; left out: the demo package's model")
-    add_device_option(parser)
+    add_device_options(parser)
     parser.add_argument("--threads", type=int, help="threads to compute with (default: one a core)")
     parser.add_argument("--ctx", type=int, help="most tokens the context holds (default: what the model allows)")
     if kv:
@@ -61,9 +61,15 @@ def add_model_options(parser: argparse.ArgumentParser, *, kv: bool = True) -> No
     parser.add_argument("--no-repack", action="store_true", help="run weights as the file lays them out")
 
 
-def add_device_option(parser: argparse.ArgumentParser) -> None:
+def add_device_options(parser: argparse.ArgumentParser) -> None:
     devices = "cpu, cuda, cuda:1, ..., metal"
     parser.add_argument("--device", default="auto", help=f"{devices} (default: a GPU where there is one)")
+    parser.add_argument(
+        "--gpu-layers",
+        type=int,
+        metavar="N",
+        help="layers on the GPU, the last ones; the CPU runs the others (default: all, or as many as fit)",
+    )
 
 
 def add_kv_option(parser: argparse.ArgumentParser) -> None:
@@ -173,7 +179,14 @@ def machine() -> str:
 def open_model(args: argparse.Namespace) -> Model:
     path = args.model or demo_model()
     with progress_bar(f"Loading {path.name}") as progress:
-        return Model(path, device=args.device, threads=args.threads, progress=progress, repack=not args.no_repack)
+        return Model(
+            path,
+            device=args.device,
+            gpu_layers=args.gpu_layers,
+            threads=args.threads,
+            progress=progress,
+            repack=not args.no_repack,
+        )
 
 
 def open_session(args: argparse.Namespace) -> Session:

@@ -33,6 +33,7 @@ class ModelInfo:
     n_ctx_train: int  # tokens
     sliding_window: int  # tokens that sliding-window layers see; 0: no such layers
     device: str  # "cpu", "cuda:0", "metal", ...
+    gpu_layers: int  # the last ones, which lie on that device where it is a GPU; the others lie on the CPU
     threads: int
     weights_mapped: int  # bytes used in place
     weights_repacked: int  # bytes copied into a faster layout
@@ -47,6 +48,16 @@ class ModelInfo:
     def has_chat_template(self) -> bool:
         return bool(self.chat_template)
 
+    @property
+    def is_split(self) -> bool:
+        """Whether some layers lie on a GPU and some on the CPU."""
+        return 0 < self.gpu_layers < self.n_layers
+
+    @property
+    def runs_on(self) -> str:
+        """The device, and of a model that is split how much of it is there: "cuda:0 (12 of 30 layers)"."""
+        return f"{self.device} ({self.gpu_layers} of {self.n_layers} layers)" if self.is_split else self.device
+
 
 def _info(found: Mapping[str, Any]) -> ModelInfo:
     """The fields this version knows; the native module may tell more."""
@@ -57,8 +68,10 @@ class Model:
     """A GGUF model, ready to run; a context manager.
 
     path: the file. device: "cpu", "cuda" (the first GPU), "cuda:1", ..., "metal", or "auto": a GPU where there is one.
-    threads: None for one a core. progress: called with 0..1 while weights are laid out; an exception it raises stops
-    the load. repack: on the CPU, use ggml's faster weight layouts where it has one.
+    gpu_layers: how many layers a GPU gets, the last ones, while the CPU runs the others: 0 to all; None for all, or where
+    their weights do not fit, for as many as leave memory for a session. threads: None for one a core. progress: called
+    with 0..1 while weights are laid out; an exception it raises stops the load. repack: on the CPU, use ggml's faster
+    weight layouts where it has one.
 
     Raises FileError (cannot be read, not GGUF, damaged), ModelError (cannot be run here), ArgumentError.
     """
@@ -68,6 +81,7 @@ class Model:
         path: str | os.PathLike[str],
         *,
         device: str = "auto",
+        gpu_layers: int | None = None,
         threads: int | None = None,
         progress: _core.Progress | None = None,
         repack: bool = True,
@@ -75,9 +89,13 @@ class Model:
         file = checks.path(path, "path")
         checks.instance(device, str, "device")
         checks.callback(progress, "progress")
+        if gpu_layers is not None:
+            most = 2**31 - 1  # the file says how many there are
+            gpu_layers = checks.integer(gpu_layers, "gpu_layers", 0, most, "0 or more, or None for as many as fit")
         if threads is not None:
             threads = checks.integer(threads, "threads", 1, 512, "1 to 512, or None to choose")
-        self._native: _core.Model | None = _core.Model(file, device, threads or 0, bool(repack), progress)
+        layers = -1 if gpu_layers is None else gpu_layers
+        self._native: _core.Model | None = _core.Model(file, device, layers, threads or 0, bool(repack), progress)
         self._info = _info(self._open.info)
 
     @property
@@ -102,7 +120,7 @@ class Model:
         return self._info
 
     def free_memory(self) -> int:
-        """Bytes that the device's memory has free now, whoever uses the rest."""
+        """Bytes that the memory of `info.device` has free now, whoever uses the rest."""
         return self._open.free_memory()
 
     def tokenize(self, text: str, *, add_bos: bool | None = None, special: bool = True) -> list[int]:

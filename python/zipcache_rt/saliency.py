@@ -111,7 +111,7 @@ def measure(
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m zipcache_rt.saliency", description=__doc__)
     parser.add_argument("model", nargs="?", type=Path, help="a GGUF file; left out: the demo package's model")
-    cli.add_device_option(parser)
+    cli.add_device_options(parser)
     parser.add_argument("--threads", type=int, help="threads to compute with (default: one a core)")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", type=Path, metavar="FILE", help="plain text, .jsonl or .jsonl.gz; - for stdin")
@@ -145,8 +145,9 @@ def check(args: argparse.Namespace) -> None:
 def main() -> int:
     args = parse()
     check(args)
+    path = args.model or cli.demo_model()
     with cli.progress_bar("Loading") as progress:
-        model = Model(args.model or cli.demo_model(), device=args.device, threads=args.threads, progress=progress)
+        model = Model(path, device=args.device, gpu_layers=args.gpu_layers, threads=args.threads, progress=progress)
     if args.layer is not None:
         checks.integer(args.layer, "--layer", 0, model.info.n_layers - 1, f"0 to {model.info.n_layers - 1}")
     ids = prompt_ids(model, args)

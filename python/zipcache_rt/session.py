@@ -269,7 +269,10 @@ class Session:
 
     @property
     def planned_bytes(self) -> int:
-        """Bytes of the device's memory that n_ctx tokens were planned to take at most, beside the weights."""
+        """Bytes that n_ctx tokens were planned to take at most of the memory of `model.info.device` beside the weights.
+
+        Of a model that is split: what its layers on the GPU take.
+        """
         return self._open.planned_bytes
 
     def fork(self) -> Session:

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
+#include <functional>
+#include <numeric>
 #include <random>
 
 #include "gguf_bytes.h"
@@ -12,6 +15,8 @@ struct TinyShape {
     std::string architecture = "llama";  // or gemma3
     uint32_t n_layers = 2, n_embd = 64, n_heads = 4, n_kv_heads = 2, head_dim = 64, n_ff = 96, n_vocab = 96;
     uint32_t n_ctx = 1024, sliding_window = 0;
+    bool rope_factors = false;
+    bool hollow = false;  // zeros, a hole in the file
 };
 
 class TinyModel {
@@ -20,6 +25,9 @@ class TinyModel {
         const uint64_t embd = shape.n_embd, q = shape.n_heads * shape.head_dim, kv = shape.n_kv_heads * shape.head_dim;
         matrix("token_embd.weight", embd, shape.n_vocab);
         norm("output_norm.weight", embd);
+        if (shape.rope_factors) {
+            norm("rope_freqs.weight", shape.head_dim / 2);
+        }
         for (uint32_t i = 0; i < shape.n_layers; ++i) {
             const std::string layer = "blk." + std::to_string(i) + ".";
             norm(layer + "attn_norm.weight", embd);
@@ -62,7 +70,12 @@ class TinyModel {
         uint64_t offset = 0;
         for (const Tensor & t : tensors_) {
             file.tensor(t.name, t.ne, 0, offset);
-            offset += aligned(t.values.size() * sizeof(float));
+            offset += aligned(n_elements(t) * sizeof(float));
+        }
+        if (shape_.hollow) {
+            std::ofstream(path, std::ios::binary) << file.data(0).bytes;
+            std::filesystem::resize_file(path, file.bytes.size() + offset);
+            return;
         }
         file.data(offset);
         auto * to = file.bytes.data() + file.bytes.size() - offset;
@@ -81,16 +94,20 @@ class TinyModel {
         std::vector<float> values;
     };
 
+    static uint64_t n_elements(const Tensor & t) {
+        return std::accumulate(t.ne.begin(), t.ne.end(), uint64_t(1), std::multiplies<>());
+    }
     static uint64_t aligned(uint64_t n_bytes) { return (n_bytes + 31) / 32 * 32; }
 
     void matrix(const std::string & name, uint64_t n_columns, uint64_t n_rows) {
         std::normal_distribution<float> normal(0.0f, 1.0f / std::sqrt(float(n_columns)));
-        fill({name, {n_columns, n_rows}, std::vector<float>(n_columns * n_rows)}, normal);
+        fill({name, {n_columns, n_rows}, {}}, normal);
     }
     void norm(const std::string & name, uint64_t n) {
-        fill({name, {n}, std::vector<float>(n)}, std::normal_distribution<float>(1.0f, 0.1f));
+        fill({name, {n}, {}}, std::normal_distribution<float>(1.0f, 0.1f));
     }
     void fill(Tensor tensor, std::normal_distribution<float> normal) {
+        tensor.values.resize(shape_.hollow ? 0 : n_elements(tensor));
         std::generate(tensor.values.begin(), tensor.values.end(), [&] { return normal(random_); });
         tensors_.push_back(std::move(tensor));
     }

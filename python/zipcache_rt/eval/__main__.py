@@ -199,6 +199,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 def run_options(args: argparse.Namespace) -> RunOptions:
     return RunOptions(
         device=args.device,
+        gpu_layers=args.gpu_layers,
         threads=args.threads,
         jobs=args.jobs,
         template=args.template,

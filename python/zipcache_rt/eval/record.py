@@ -27,7 +27,7 @@ class Record:
     metric: Metric
     model: str  # the file's name
     model_sha256: str  # of the file
-    device: str  # "cpu", "cuda:0", ...
+    device: str  # ModelInfo.runs_on: "cpu", "cuda:0", ...
     options: Mapping[str, Json]  # of the task and of the run, as far as they may change a reply
     version: str  # of zipcache-rt
     jobs: int  # how many cases ran at once: what the seconds must be read with

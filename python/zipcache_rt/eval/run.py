@@ -58,7 +58,8 @@ def run(
                 results.add(worker.answer(prepared, blank, told))
     if jobs > 1 and todo:
         threads = max(1, opened.info.threads // jobs)
-        setup = pool.Setup(opened.info.path, task, replace(options, threads=threads), plan.n_ctx)
+        each = replace(options, threads=threads, gpu_layers=opened.info.gpu_layers)  # what the records say
+        setup = pool.Setup(opened.info.path, task, each, plan.n_ctx)
         for prepared, record in pool.answers(setup, todo):
             results.add(record)
             told.add(prepared.work)
@@ -85,7 +86,7 @@ def _plan(model: Model, task: Task, policies: Sequence[str], options: RunOptions
         metric=task.metric,
         model=Path(model.info.path).name,
         model_sha256=file_sha256(model.info.path),
-        device=model.info.device,
+        device=model.info.runs_on,
         options={
             **task.options,
             "template": prompter.template and any(isinstance(case.case.prompt, str) for case in cases),

@@ -14,6 +14,7 @@ class RunOptions:
     """How cases are run. What may change a reply is kept in the records."""
 
     device: str = "auto"  # as Model() takes it
+    gpu_layers: int | None = None  # as Model() takes it
     threads: int | None = None  # of all jobs together; None: one a core
     jobs: int = 1  # processes that answer cases at once, each with the model open; they share the mapped file
     template: bool | None = None  # use the chat template; None: where the model has one
@@ -22,4 +23,11 @@ class RunOptions:
     repack: bool = True  # as Model() takes it
 
     def open(self, path: str | os.PathLike[str], progress: Callable[[float], None] | None = None) -> Model:
-        return Model(path, device=self.device, threads=self.threads, progress=progress, repack=self.repack)
+        return Model(
+            path,
+            device=self.device,
+            gpu_layers=self.gpu_layers,
+            threads=self.threads,
+            progress=progress,
+            repack=self.repack,
+        )

@@ -28,7 +28,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="texts to measure fidelity on: plain, .jsonl or .jsonl.gz (default: Python's reference and a module)",
     )
-    cli.add_device_option(parser)
+    cli.add_device_options(parser)
     parser.add_argument("--threads", type=int, help="threads to compute with (default: one a core)")
     return parser.parse_args(arguments)
 
@@ -38,6 +38,7 @@ def command(args: argparse.Namespace, models: list[Path]) -> str:
     words = ["python", "-m", "zipcache_rt.report", str(models[0]), "--out", str(args.out)]
     words += ["--quick"] if args.quick else []
     words += ["--device", args.device] if args.device != "auto" else []
+    words += ["--gpu-layers", str(args.gpu_layers)] if args.gpu_layers is not None else []
     words += ["--threads", str(args.threads)] if args.threads else []
     for option, paths in (("--model2", models[1:]), ("--data", args.data)):
         words += [option, *map(str, paths)] if paths else []
@@ -55,6 +56,7 @@ def main() -> int:
         artefacts=artefacts,
         data=args.data,
         device=args.device,
+        gpu_layers=args.gpu_layers,
         threads=args.threads,
         command=command(args, models),
     )

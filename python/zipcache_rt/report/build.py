@@ -34,6 +34,7 @@ def build(
     artefacts: Sequence[Artefact] = ARTEFACTS,
     data: Sequence[Path] = (),
     device: str = "auto",
+    gpu_layers: int | None = None,
     threads: int | None = None,
     command: str = "",
 ) -> Path:
@@ -50,7 +51,7 @@ def build(
         raise ArgumentError("two texts have the same name; accepted: files that are named apart")
     _make_folder(out / "texts")
     store, lines = Store(out / "results.jsonl"), out / "lines.jsonl"
-    options = RunOptions(device=device, threads=threads, template=False)
+    options = RunOptions(device=device, gpu_layers=gpu_layers, threads=threads, template=False)
     subjects = [Subject.of(path, size, contents, options) for path in models]  # told before the work if one is no good
     for name, text in (*contents, *((subject.prompt_name, subject.prompt_text) for subject in subjects)):
         write(out / "texts" / name, text)

@@ -72,7 +72,7 @@ def _lines(subject: Subject, path: Path) -> dict[int, dict[str, tasks.Row]]:
     of_model = [
         record
         for record in tasks.load(path)
-        if record.model_sha256 == subject.sha256 and record.device == subject.info.device and record.case in wanted
+        if record.model_sha256 == subject.sha256 and record.device == subject.info.runs_on and record.case in wanted
     ]
     found: dict[int, dict[str, tasks.Row]] = {}
     for summary in tasks.summarize(of_model):

@@ -24,4 +24,4 @@ def speed(subject: Subject, policy: str, context: int, run: int) -> Key:
 
 
 def _key(subject: Subject, kind: str, policy: str) -> Key:
-    return {"kind": kind, "model": subject.sha256, "device": subject.info.device, "policy": policy}
+    return {"kind": kind, "model": subject.sha256, "device": subject.info.runs_on, "policy": policy}

@@ -126,8 +126,8 @@ class Bench:
                 progress(done / total)
 
     def _time(self, policy: str, context: int, key: dict[str, Any]) -> None:
-        info = self.subject.info
-        spec = Spec(str(self.subject.path), info.device, info.threads, policy, context, self.subject.size.n_decode)
+        info, n_decode = self.subject.info, self.subject.size.n_decode
+        spec = Spec(str(self.subject.path), info.device, info.threads, policy, context, n_decode, info.gpu_layers)
         self.store.add(key, asdict(in_fresh_process(spec)))
 
 

@@ -97,7 +97,7 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
     return [
         ("model", f"{info.name or subject.name}: {info.architecture}, {shape}; {kept}"),
         ("SHA-256", subject.sha256),
-        ("runs on", f"{info.device}, {info.threads} threads"),
+        ("runs on", f"{info.runs_on}, {info.threads} threads"),
         ("fidelity", f"{size.context:,} tokens prefilled, {size.n_continue} decoded and scored; {names}"),
         ("line retrieval", f"{', '.join(map(str, subject.task.lines))} lines, {size.n_cases} prompts of each"),
         ("size", size.name),
@@ -107,7 +107,9 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
 def _commands(artefact: Artefact, subject: Subject, out: Path) -> list[str]:
     """The tools that make the same figures one by one."""
     made, size, folder = [], subject.size, out / "texts"
-    here = ["--device", subject.info.device, "--threads", str(subject.info.threads)]
+    info = subject.info
+    here = ["--device", info.device, "--threads", str(info.threads)]
+    here += ["--gpu-layers", str(info.gpu_layers)] if info.is_split else []
 
     def add(tool: str, *words: Any) -> None:
         made.append(shlex.join(["python", "-m", *f"zipcache_rt.{tool}".split(), str(subject.path), *map(str, words)]))

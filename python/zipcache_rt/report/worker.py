@@ -27,6 +27,7 @@ class Spec:
     policy: str
     context: int  # tokens prefilled
     n_decode: int  # tokens decoded after them
+    gpu_layers: int | None = None  # as Model() takes it
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Speed:
 
 def measure(spec: Spec) -> Speed:
     """Here and now: its peak is that of the process since it began."""
-    model = Model(spec.model, device=spec.device, threads=spec.threads)
+    model = Model(spec.model, device=spec.device, gpu_layers=spec.gpu_layers, threads=spec.threads)
     kv = KvOptions.parse(spec.policy)
     ids = reference_ids(model, spec.context + spec.n_decode)
     with model.session(n_ctx=WARM_UP + 2, kv=kv) as session:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import secrets
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from rich.text import Text
 
 from .. import _core, checks, cli, random_gguf
 from .._core import ArgumentError, FileError
+from ..eval import RunOptions
 from ..fidelity_report import versions
 from ..model import Model
 from ..options import KvOptions
@@ -56,7 +56,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         help="a GGUF file; left out: the demo package's model, or else a small random one",
     )
-    cli.add_device_option(parser)
+    cli.add_device_options(parser)
     parser.add_argument("--threads", type=int, help="threads to compute with (default: one a core)")
     parser.add_argument("--cases", type=int, help="random layers for the operators (default: 300)")
     parser.add_argument("--seed", type=int, help="of the random layers, to repeat a run (default: a new one)")
@@ -105,16 +105,16 @@ def find_model(given: Path | None, folder: Path) -> Path:
 
 def with_model(args: argparse.Namespace, path: Path, device: str) -> Part:
     with (
-        Model(path, device=device, threads=args.threads) as model,
+        Model(path, device=device, gpu_layers=args.gpu_layers, threads=args.threads) as model,
         cli.progress_bar("A whole model", eta=True) as progress,
     ):
         return whole_model.test(path, model, args.size.model, progress)
 
 
 def at_speed(args: argparse.Namespace, path: Path, device: str, n_ctx: int) -> Part:
-    size, threads = args.size.speed.fitted(n_ctx), args.threads or os.cpu_count() or 1
+    options = RunOptions(device=device, gpu_layers=args.gpu_layers, threads=args.threads)
     with cli.progress_bar("Speed", eta=True) as progress:
-        return speed.test(path, device, threads, size, progress)
+        return speed.test(path, options, args.size.speed.fitted(n_ctx), progress)
 
 
 def operators(args: argparse.Namespace, device: str) -> Part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from .. import cli
 from .._core import ZipCacheError
+from ..eval import RunOptions
 from ..report.worker import Spec, in_fresh_process
 from .part import Check, Part
 
@@ -25,15 +27,18 @@ class Size:
         return replace(self, depths=[depth for depth in self.depths if depth + self.n_decode <= n_ctx])
 
 
-def test(path: Path, device: str, threads: int, size: Size, progress: Callable[[float], None]) -> Part:
-    """size: what of it fits the model. A run that fails is a failed check; how fast it is, is not judged."""
+def test(path: Path, options: RunOptions, size: Size, progress: Callable[[float], None]) -> Part:
+    """options: where, and the threads. size: what of it fits the model. A run that fails is a failed check; how fast it
+    is, is not judged."""
+    device, threads = options.device, options.threads or os.cpu_count() or 1
     checks: list[Check] = []
     rows: list[dict[str, Any]] = []
     wanted = [(depth, policy) for depth in size.depths for policy in size.policies]
     for i, (depth, policy) in enumerate(wanted):
         name = f"{policy} at {depth}"
         try:
-            made = in_fresh_process(Spec(str(path), device, threads, policy, depth, size.n_decode))
+            spec = Spec(str(path), device, threads, policy, depth, size.n_decode, options.gpu_layers)
+            made = in_fresh_process(spec)
         except ZipCacheError as error:
             checks.append(Check(name, False, str(error)))
             continue

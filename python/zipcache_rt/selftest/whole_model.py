@@ -63,7 +63,7 @@ def score(model: Model, policy: str, given: Given, decoded: int = 0) -> Scored:
     """decoded: of the context, its last tokens, decoded instead of prefilled."""
     with model.session(n_ctx=len(given.tokens), kv=KvOptions.parse(policy)) as session:
         told = Work(given.work, lambda done: None)
-        rows = log_probs(session, given, told, policy=f"{policy} on {model.info.device}", decoded=decoded)
+        rows = log_probs(session, given, told, policy=f"{policy} on {model.info.runs_on}", decoded=decoded)
         return Scored(np.stack(list(rows)), session.kv_stats())
 
 
@@ -120,7 +120,7 @@ def test(path: Path, device: Model, size: Size, progress: Callable[[float], None
         best = _parting(cpu[policy], made)
         rows.append({"policy": policy, "kl_bound": bound, "kl_policy": cost, **best, **asdict(figures)})
     facts = {"model": _model_facts(device), **asdict(size), "kl_control": noise, "rows": rows}
-    return Part("whole model", checks, facts, [_table(rows, device.info.device)], _notes(facts))
+    return Part("whole model", checks, facts, [_table(rows, device.info.runs_on)], _notes(facts))
 
 
 def _figures(made: Scored, beside: Scored, given: Given) -> Figures:

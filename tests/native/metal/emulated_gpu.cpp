@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/error.h"
+#include "emulated_gpu.h"
 #include "emulator.h"
 #include "ggml-cpu.h"
 #include "metal/gpu.h"
@@ -46,6 +47,20 @@ class TwicePlaced {
     void * views_[2] = {};
 };
 
+size_t pretended = 0;
+std::map<const char *, size_t> seen;  // graphs' buffers, of all GPUs: first byte, bytes
+
+// What is there now has taken the place of the graphs' buffers that were there.
+void forget_seen(const char * begin, size_t n_bytes) {
+    for (auto some = seen.begin(); some != seen.end();) {
+        const bool overlaps = some->first < begin + n_bytes && begin < some->first + some->second;
+        if (overlaps) {
+            emulator::forget_buffer(some->first);
+        }
+        some = overlaps ? seen.erase(some) : std::next(some);
+    }
+}
+
 ggml_zipcache_metal_address address_of(const void * at) {
     return reinterpret_cast<uintptr_t>(at);
 }
@@ -53,11 +68,7 @@ ggml_zipcache_metal_address address_of(const void * at) {
 class EmulatedGpu : public Gpu {
   public:
     EmulatedGpu() : backend_(ggml_backend_cpu_init()) { ggml_backend_cpu_set_n_threads(backend_.get(), 1); }
-    ~EmulatedGpu() override {
-        for (const auto & [begin, n_bytes] : seen_) {
-            emulator::forget_buffer(begin);
-        }
-    }
+    ~EmulatedGpu() override = default;
     EmulatedGpu(const EmulatedGpu &) = delete;
     EmulatedGpu & operator=(const EmulatedGpu &) = delete;
 
@@ -65,6 +76,7 @@ class EmulatedGpu : public Gpu {
     FreeMemory free_memory() const override {
         FreeMemory memory = {};
         ggml_backend_dev_memory(ggml_backend_get_device(backend_.get()), &memory.free, &memory.total);
+        memory.free = pretended > 0 ? pretended : memory.free;
         return memory;
     }
     ggml_backend_buffer_type_t memory() const override { return ggml_backend_cpu_buffer_type(); }
@@ -74,6 +86,7 @@ class EmulatedGpu : public Gpu {
     GpuBuffer allocate(size_t n_bytes) override {
         auto memory = std::make_unique<TwicePlaced>(n_bytes);
         ggml_backend_buffer_t buffer = ggml_backend_cpu_buffer_from_ptr(memory->of_host(), n_bytes);
+        forget_seen(static_cast<const char *>(memory->of_gpu()), n_bytes);
         emulator::show_buffer(memory->of_gpu(), n_bytes);
         const GpuBuffer made = {buffer, address_of(memory->of_gpu())};
         ours_[buffer] = std::move(memory);
@@ -128,27 +141,24 @@ class EmulatedGpu : public Gpu {
     void show(ggml_backend_buffer_t buffer) {
         const auto * begin = static_cast<const char *>(ggml_backend_buffer_get_base(buffer));
         const size_t n_bytes = ggml_backend_buffer_get_size(buffer);
-        if (const auto known = seen_.find(begin); known != seen_.end() && known->second == n_bytes) {
+        if (const auto known = seen.find(begin); known != seen.end() && known->second == n_bytes) {
             return;
         }
-        for (auto some = seen_.begin(); some != seen_.end();) {
-            const bool overlaps = some->first < begin + n_bytes && begin < some->first + some->second;
-            if (overlaps) {
-                emulator::forget_buffer(some->first);
-            }
-            some = overlaps ? seen_.erase(some) : std::next(some);
-        }
+        forget_seen(begin, n_bytes);
         emulator::show_buffer(begin, n_bytes);
-        seen_[begin] = n_bytes;
+        seen[begin] = n_bytes;
     }
 
     GgmlBackend backend_;
     std::map<ggml_backend_buffer_t, std::unique_ptr<TwicePlaced>> ours_;
-    std::map<const char *, size_t> seen_;  // graphs' buffers: first byte, bytes
     std::vector<std::function<void()>> pending_;
 };
 
 }  // namespace
+
+void pretend_free_memory(size_t n_bytes) {
+    pretended = n_bytes;
+}
 
 FoundGpu find_gpu() {
     return {true, "an emulated GPU"};
