@@ -1,6 +1,7 @@
 """What the Python API promises, on the demo model."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -267,11 +268,24 @@ def test_chat_prefills_only_what_is_new(smollm2: Model) -> None:
     assert 0 < new < len(smollm2.tokenize(smollm2.apply_chat_template(messages))) / 2
 
 
+def test_a_model_says_where_its_layers_lie(smollm2: Model) -> None:
+    with Model(smollm2.info.path, device="cpu", gpu_layers=0) as model:
+        assert model.info.gpu_layers == 0 and not model.info.is_split and model.info.runs_on == "cpu"
+    split = replace(smollm2.info, device="cuda:1", gpu_layers=12)
+    assert split.is_split and split.runs_on == "cuda:1 (12 of 30 layers)"
+    assert replace(split, gpu_layers=30).runs_on == "cuda:1"
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
         (lambda m: Model(m.info.path, device="tpu"), "device is 'tpu'; accepted: auto, cpu"),
         (lambda m: Model(m.info.path, device="metal:0"), "device is 'metal:0'; accepted: auto, cpu"),
+        (lambda m: Model(m.info.path, device="cpu", gpu_layers=1), "gpu_layers is 1, and device 'cpu' is no GPU"),
+        (lambda m: Model(m.info.path, gpu_layers=-1), "gpu_layers is -1; accepted: 0 or more, or None"),
+        (lambda m: Model(m.info.path, gpu_layers=1.5), "gpu_layers is 1.5; accepted: 0 or more"),
+        (lambda m: Model(m.info.path, gpu_layers=True), "gpu_layers is True"),
+        (lambda m: Model(m.info.path, gpu_layers=2**31), "gpu_layers is 2147483648"),
         (lambda m: Model(m.info.path, threads=0), "threads is 0"),
         (lambda m: m.session(n_ctx=8193), "n_ctx is 8193; accepted: 1 to 8192"),
         (lambda m: m.session(n_ctx=-1), "n_ctx is -1"),

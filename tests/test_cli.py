@@ -51,6 +51,13 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         assert len(done.stderr.splitlines()) == 1 and "not a GGUF file" in done.stderr and "\x1b" not in done.stderr
 
 
+def test_layers_for_a_gpu_need_one(smollm2_path: Path) -> None:
+    options = ("zipcache_rt.generate", str(smollm2_path), "--prompt", "1, 2,", "--max-tokens", "2", "--device", "cpu")
+    done = run(*options, "--gpu-layers", "3", check=False)
+    assert done.returncode == 1 and "error: gpu_layers is 3, and device 'cpu' is no GPU; accepted: 0" in done.stderr
+    assert run(*options, "--gpu-layers", "0").stdout == run(*options).stdout
+
+
 def test_generate_text_and_json(smollm2_path: Path) -> None:
     options = ("zipcache_rt.generate", str(smollm2_path), "--temp", "0", "--max-tokens", "8")
     plain = run(*options, stdin="1, 2, 3, 4,").stdout

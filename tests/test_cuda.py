@@ -66,6 +66,13 @@ def run(session: Session, ids: list[int], n_prefill: int) -> NDArray[np.float32]
     return np.vstack([first, session.score(ids[n_prefill:])])
 
 
+def turns(model: Model, kv: KvOptions, ids: list[int]) -> NDArray[np.float32]:
+    """Logits of two prompts, and after every token that follows them."""
+    session = model.session(kv=kv)
+    half = len(ids) // 2
+    return np.vstack([run(session, part, len(part) - 130) for part in (ids[:half], ids[half:])])
+
+
 def test_devices_that_are_not_there_are_named(tmp_path: Path) -> None:
     path = written(tmp_path, "llama")
     for device in ("tpu", "cuda:99", "cuda:", "cuda:-1", "cuda:x", ""):
@@ -84,6 +91,81 @@ def test_every_architecture_computes_as_the_cpu_does(name: str, tmp_path: Path) 
     cpu, gpu = (run(Model(path, device=device).session(kv=KvOptions("f16")), ids, 200) for device in ("cpu", "cuda"))
     assert mean_kl(cpu, gpu) < 1e-4
     assert (cpu.argmax(-1) == gpu.argmax(-1)).mean() > 0.98
+
+
+@needs_gpu
+@pytest.mark.parametrize("kv", ["f16", "auto", "zipcache", "zipcache,per_head=true", "q8_0", "kivi"])
+@pytest.mark.parametrize("gpu_layers", [1, WIDE.n_layers - 1])
+def test_split_models_compute_as_the_cpu_does(gpu_layers: int, kv: str, tmp_path: Path) -> None:
+    """Two turns; windows are compressed in both answers. Bounds are those of whole models."""
+    path = written(tmp_path, "llama")
+    ids = tokens(900)
+    exact = turns(Model(path, device="cpu"), KvOptions("f16"), ids)
+    cpu = turns(Model(path, device="cpu"), KvOptions.parse(kv), ids)
+    model = Model(path, device="cuda", gpu_layers=gpu_layers)
+    assert model.info.gpu_layers == gpu_layers and model.info.runs_on == f"cuda:0 ({gpu_layers} of 3 layers)"
+    split = turns(model, KvOptions.parse(kv), ids)
+    if kv == "f16":
+        assert mean_kl(cpu, split) < 1e-4
+    assert mean_kl(cpu, split) <= 0.5 * mean_kl(exact, cpu) + 1e-3
+    assert mean_kl(exact, split) <= 1.2 * mean_kl(exact, cpu) + 1e-3
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_architecture_is_split(name: str, tmp_path: Path) -> None:
+    path = written(tmp_path, name)
+    ids = tokens(260)
+    cpu = run(Model(path, device="cpu").session(kv=KvOptions("f16")), ids, 200)
+    for gpu_layers in (1, SHAPES[name].n_layers - 1):
+        split = run(Model(path, device="cuda", gpu_layers=gpu_layers).session(kv=KvOptions("f16")), ids, 200)
+        assert mean_kl(cpu, split) < 1e-4
+        assert (cpu.argmax(-1) == split.argmax(-1)).mean() > 0.98
+
+
+@needs_gpu
+@pytest.mark.parametrize("gpu_layers", [1, WIDE.n_layers - 1])
+def test_split_sessions_do_what_others_do(gpu_layers: int, tmp_path: Path) -> None:
+    """Fork, save, truncate and repeat to the bit; batches compute as single steps do."""
+    model = Model(written(tmp_path, "llama"), device="cuda", gpu_layers=gpu_layers)
+    ids = tokens(900)
+    session = model.session(kv=KvOptions("auto"))
+    run(session, ids[:500], 400)
+    fork = session.fork()
+    session.save(tmp_path / "talk.zcs")
+    expected = run(session, ids[500:], 200)
+    assert np.array_equal(run(fork, ids[500:], 200), expected)
+    assert np.array_equal(run(model.load_session(tmp_path / "talk.zcs"), ids[500:], 200), expected)
+    session.truncate(890)
+    assert np.array_equal(session.score(ids[890:]), expected[-10:])
+    assert compare_batch(model, ("auto", "f16", "zipcache"), 130) < 0.01
+
+
+@needs_gpu
+def test_a_split_session_tells_what_it_takes(tmp_path: Path) -> None:
+    path = written(tmp_path, "llama")
+    split, whole = (Model(path, device="cuda", gpu_layers=n) for n in (1, WIDE.n_layers))
+    planned = [model.session(n_ctx=512, kv=KvOptions("f16")).planned_bytes for model in (split, whole)]
+    assert 0 < planned[0] < planned[1]
+    assert split.free_memory() > 0
+    session = split.session(kv=KvOptions("auto"))
+    session.time_cache()
+    session.prefill(tokens(300))
+    session.prefill(tokens(400))
+    stats = session.stats
+    assert min(stats.compress_seconds, stats.dequantize_seconds) > 0
+    assert stats.compress_seconds + stats.dequantize_seconds < stats.prefill_seconds
+
+
+@needs_gpu
+def test_all_layers_or_none_are_not_split(tmp_path: Path) -> None:
+    path = written(tmp_path, "llama")
+    whole, asked = (Model(path, device="cuda", gpu_layers=n) for n in (None, WIDE.n_layers))
+    assert whole.info.gpu_layers == asked.info.gpu_layers == WIDE.n_layers and whole.info.runs_on == "cuda:0"
+    assert whole.info.weights_device == asked.info.weights_device and whole.info.weights_mapped == 0
+    assert Model(path, device="cuda", gpu_layers=0).info.device == "cpu"
+    with pytest.raises(ArgumentError, match="gpu_layers is 4; accepted: 0 to 3"):
+        Model(path, device="cuda", gpu_layers=4)
 
 
 @needs_gpu
