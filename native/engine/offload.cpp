@@ -17,7 +17,7 @@ constexpr int64_t kUsual = 8192;                // tokens of an uncompressed ses
 class Demand {
   public:
     Demand(std::shared_ptr<const GgufFile> file, Device & device)
-        : file_(std::move(file)), device_(device), n_layers_(plan_network(file_, {})->h.n_layers) {}
+        : file_(std::move(file)), device_(device), n_layers_(plan_network(file_, {nullptr, false})->h.n_layers) {}
 
     int n_layers() const { return n_layers_; }
 
@@ -26,9 +26,8 @@ class Demand {
         const std::string missing = zipcache::not_computed(*plan(n), device_, n_layers_ - n);
         return missing.empty() ? "" : device_.name() + " does not compute " + missing;
     }
-    size_t weights(int n) const { return plan(n)->storage->device_bytes() + kReserve; }
-    // And a session's.
-    size_t whole(int n) const {
+    size_t bytes(int n) const { return plan(n)->storage->device_bytes() + kReserve; }
+    size_t bytes_with_session(int n) const {
         const auto network = plan(n);
         const HParams & h = network->h;
         KvOptions f16;
@@ -62,25 +61,21 @@ std::string too_much(const std::string & what, size_t bytes, const Device & devi
            std::to_string(memory.free >> 20) + " of " + std::to_string(memory.total >> 20) + " MiB free";
 }
 
-void check_number(int n, int most) {
-    if (n > most) {
-        throw ArgumentError("gpu_layers is " + std::to_string(n) + "; accepted: 0 to " + std::to_string(most) +
-                            ", all layers of the model");
-    }
-}
-
-// The last n layers. Throws where they do not run there.
+// Throws where the last n layers do not run there.
 void check_wanted(const Demand & demand, const Device & device, int n) {
-    check_number(n, demand.n_layers());
+    if (n > demand.n_layers()) {
+        throw ArgumentError("gpu_layers is " + std::to_string(n) + "; accepted: 0 to " +
+                            std::to_string(demand.n_layers()) + ", all layers of the model");
+    }
     const std::string missing = demand.not_computed(n);
     if (!missing.empty()) {
         throw ModelError(missing + "; accepted: device='cpu'");
     }
     const size_t free = device.free_memory().free;
-    auto weights = [&](int some) { return demand.weights(some); };
-    if (weights(n) > free) {
-        throw ModelError(too_much("gpu_layers is " + std::to_string(n) + ", which needs ", weights(n), device) +
-                         "; accepted: gpu_layers up to " + std::to_string(fitting(n - 1, free, weights)));
+    auto bytes = [&](int some) { return demand.bytes(some); };
+    if (bytes(n) > free) {
+        throw ModelError(too_much("gpu_layers is " + std::to_string(n) + ", which needs ", bytes(n), device) +
+                         "; accepted: gpu_layers up to " + std::to_string(fitting(n - 1, free, bytes)));
     }
 }
 
@@ -108,13 +103,13 @@ Offload choose_offload(const ModelOptions & options, const std::shared_ptr<const
     std::string why_not = demand.not_computed(all);
     if (why_not.empty()) {
         const size_t free = device->free_memory().free;
-        if (demand.weights(all) <= free) {
+        if (demand.bytes(all) <= free) {
             return {std::move(device), 0};
         }
-        if (const int n = fitting(all - 1, free, [&](int some) { return demand.whole(some); }); n > 0) {
+        if (const int n = fitting(all - 1, free, [&](int some) { return demand.bytes_with_session(some); }); n > 0) {
             return {std::move(device), all - n};
         }
-        why_not = too_much("the model needs ", demand.weights(all), *device);
+        why_not = too_much("the model needs ", demand.bytes(all), *device);
     }
     if (options.device == "auto") {
         return {};

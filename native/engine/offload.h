@@ -9,9 +9,9 @@ struct Offload {
     int n_host_layers = 0;           // the first ones, which stay on the host
 };
 
-// As the options want it. Of all layers, if the weights fit; else of as many as leave room for a session; "auto" falls
-// back to the host where that is none. Throws ArgumentError for devices and numbers of layers that are not there,
-// ModelError for what the device cannot run or hold.
+// The layers that the options name; else all of them, if the weights fit; else as many as leave room for a session, and
+// if that is none, "auto" falls back to the host. Throws ArgumentError for devices and numbers of layers that are not
+// there, ModelError for what the device cannot run or hold.
 Offload choose_offload(const ModelOptions & options, const std::shared_ptr<const GgufFile> & file);
 
 }  // namespace zipcache

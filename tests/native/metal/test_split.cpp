@@ -255,6 +255,19 @@ TEST(the_last_layers_go_to_the_gpu) {
     CHECK(all.mapped_bytes() == 0);
 }
 
+TEST(loading_a_split_model_tells_how_far_it_is) {
+    ModelOptions options;
+    options.device = "metal";
+    options.gpu_layers = 2;
+    float last = 0;
+    options.progress = [&](float done) {
+        CHECK(done >= last && done <= 1);
+        last = done;
+    };
+    (void) Model::open(llama_path(), options);
+    CHECK(last > 0.99f);
+}
+
 TEST(numbers_of_layers_that_are_none_are_refused) {
     CHECK_THROWS(layers_on_gpu("metal", 4), ArgumentError, "gpu_layers is 4; accepted: 0 to 3");
     CHECK_THROWS(layers_on_gpu("metal", -2), ArgumentError, "gpu_layers is -2; accepted: 0 or more");
