@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from engines import Engine, LlamaCpp, Work
-from zipcache_rt import KvOptions, Model, _core, cli
+from zipcache_rt import KvOptions, Model, ModelInfo, _core, cli
 from zipcache_rt.report.texts import reference_ids
 
 Times = dict[str, list[float]]  # side -> seconds of each run
@@ -86,7 +86,7 @@ class Report:
         self.rows: list[dict[str, Any]] = []
         build = _core.ggml_build()
         self.facts: dict[str, Any] = {"machine": cli.machine(), "threads": args.threads, "repeat": args.repeat}
-        self.facts |= {"ours": build, "cuda": _core.cuda_devices()["descriptions"]}
+        self.facts |= {"ours": build, "cuda": _core.cuda_devices()["descriptions"], "runs_on": {}}
         self.say(f"{self.facts['machine']}; {args.threads} threads; medians of {args.repeat} runs in turn")
         self.say(f"ours: ggml {build['version']} ({build['source']}), {build['features']}, kernels {build['kernels']}")
 
@@ -104,20 +104,20 @@ class Report:
             sides += ours(work)
             for kv in args.vs_kv if args.vs else []:
                 sides.append(LlamaCpp(work, kv))
-            self._say_where(model.info.device, sides)
+            self._say_where(path.name, model.info, sides)
             yield sides
         finally:
             for side in sides:
                 side.close()
 
-    def _say_where(self, device: str, sides: list[Engine]) -> None:
-        if "device" in self.facts:  # the same for all models
-            return
-        self.facts["device"] = device
-        cuda = self.facts["cuda"]
-        self.say(f"on {device}" + (f" ({cuda[int(device.partition(':')[2])]})" if device.startswith("cuda") else ""))
+    def _say_where(self, model: str, info: ModelInfo, sides: list[Engine]) -> None:
+        said: dict[str, str] = self.facts["runs_on"]
+        if info.runs_on != next(reversed(said.values()), None):  # as the model before it
+            cuda, index = self.facts["cuda"], info.device.partition(":")[2]
+            self.say(f"on {info.runs_on}" + (f": {cuda[int(index)]}" if info.device.startswith("cuda") else ""))
+        said[model] = info.runs_on
         build = next((side.build for side in sides if isinstance(side, LlamaCpp)), None)
-        if build:
+        if build and "llama.cpp" not in self.facts:  # the same for all models
             self.facts["llama.cpp"] = build
             self.say(f"llama.cpp: {build}")
 

@@ -13,7 +13,7 @@ namespace zipcache {
 
 // The weights of one layer. An architecture fills what it has; the rest stays null.
 struct LayerWeights {
-    // [rope.n_dims / 2] f32 or null, those of the other layers on its device
+    // [rope.n_dims / 2] f32 or null; the layers on a device share them
     ggml_tensor * rope_factors = nullptr;
     ggml_tensor * rope_factors_short = nullptr;  // for contexts up to n_ctx_original (LongRoPE)
     ggml_tensor * attention_norm = nullptr;      // [n_embd]
