@@ -13,7 +13,7 @@ namespace zipcache {
 
 struct ModelOptions {
     std::string device = "auto";  // auto (a GPU where there is one), cpu, cuda, cuda:0, ..., metal
-    int gpu_layers = -1;          // the last ones, which a GPU gets, the host the others; -1: as many as fit
+    int gpu_layers = -1;          // at most: the last ones, which a GPU gets, the host the others; -1: as many as fit
     int threads = 0;              // 0: one for each physical core this process may use, as far as that can be told
     bool repack = true;           // use ggml's repacked weight layouts where they make a type faster
     Progress progress;            // told 0..1 while weights are repacked

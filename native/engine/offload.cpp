@@ -63,10 +63,6 @@ std::string too_much(const std::string & what, size_t bytes, const Device & devi
 
 // Throws where the last n layers do not run there.
 void check_wanted(const Demand & demand, const Device & device, int n) {
-    if (n > demand.n_layers()) {
-        throw ArgumentError("gpu_layers is " + std::to_string(n) + "; accepted: 0 to " +
-                            std::to_string(demand.n_layers()) + ", all layers of the model");
-    }
     const std::string missing = demand.not_computed(n);
     if (!missing.empty()) {
         throw ModelError(missing + "; accepted: device='cpu'");
@@ -97,8 +93,9 @@ Offload choose_offload(const ModelOptions & options, const std::shared_ptr<const
     const Demand demand(file, *device);
     const int all = demand.n_layers();
     if (wanted > 0) {
-        check_wanted(demand, *device, wanted);
-        return {std::move(device), all - wanted};
+        const int n = std::min(wanted, all);
+        check_wanted(demand, *device, n);
+        return {std::move(device), all - n};
     }
     std::string why_not = demand.not_computed(all);
     if (why_not.empty()) {

@@ -10,8 +10,8 @@ struct Offload {
 };
 
 // The layers that the options name; else all of them, if the weights fit; else as many as leave room for a session, and
-// if that is none, "auto" falls back to the host. Throws ArgumentError for devices and numbers of layers that are not
-// there, ModelError for what the device cannot run or hold.
+// if that is none, "auto" falls back to the host. Throws ArgumentError for a device that is not there and a number
+// of layers that is none, ModelError for what the device cannot run or hold.
 Offload choose_offload(const ModelOptions & options, const std::shared_ptr<const GgufFile> & file);
 
 }  // namespace zipcache

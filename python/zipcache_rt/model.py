@@ -68,10 +68,10 @@ class Model:
     """A GGUF model, ready to run; a context manager.
 
     path: the file. device: "cpu", "cuda" (the first GPU), "cuda:1", ..., "metal", or "auto": a GPU where there is one.
-    gpu_layers: how many layers a GPU gets, the last ones, while the CPU runs the others; None for all, or where their
-    weights do not fit, for as many as leave memory for a session. threads: None for one a core. progress: called with
-    0..1 while weights are laid out; an exception it raises stops the load. repack: on the CPU, use ggml's faster weight
-    layouts where it has one.
+    gpu_layers: how many layers a GPU gets at most, the last ones, while the CPU runs the others; None for all, or where
+    their weights do not fit, for as many as leave memory for a session. threads: None for one a core. progress: called
+    with 0..1 while weights are laid out; an exception it raises stops the load. repack: on the CPU, use ggml's faster
+    weight layouts where it has one.
 
     Raises FileError (cannot be read, not GGUF, damaged), ModelError (cannot be run here), ArgumentError.
     """

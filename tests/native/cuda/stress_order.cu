@@ -54,7 +54,7 @@ struct Chain {
           weight(d, GGML_TYPE_F32, kWidth, kWidth),
           large(d, GGML_TYPE_F32, kWidth, 512),
           state(d, GGML_TYPE_F32, kWidth),
-          delays(d, {2 * kStages}),
+          delays(d, {{2 * kStages}}),
           context(
               ggml_init({400 * ggml_tensor_overhead() + 4 * ggml_graph_overhead_custom(400, false), nullptr, true})),
           memory(ggml_gallocr_new(d.memory()), ggml_gallocr_free),
