@@ -164,17 +164,7 @@ TEST(split_sessions_truncate_fork_and_are_saved) {
 }
 
 TEST(split_sessions_decode_in_one_pass) {
-    Twins a(llama<1>(), "auto", 30), b(llama<1>(), "auto", 30);
-    a.prefill(some_tokens(100, 6));
-    b.prefill(some_tokens(37, 7));
-    for (int32_t token = 0; token < 5; ++token) {
-        Session::decode_batch({&a.cpu(), &b.cpu()}, {token, token + 1});
-        Session::decode_batch({&a.gpu(), &b.gpu()}, {token, token + 1});
-    }
-    a.decode(3);
-    b.decode(3);
-    CHECK(a.different() + b.different() == 0);
-    CHECK(std::max(a.worst(), b.worst()) < 0.01f);
+    decode_in_one_pass(llama<1>());
 }
 
 TEST(timing_the_cache_of_a_split_session_changes_nothing_else) {

@@ -122,3 +122,18 @@ inline void talk(const TalkCase & c) {
     CHECK(t.different() == 0);
     CHECK(t.worst() <= c.most);
 }
+
+// Two sessions of different lengths, in one pass.
+inline void decode_in_one_pass(const Pair & pair) {
+    Twins a(pair, "auto", 30), b(pair, "auto", 30);
+    a.prefill(some_tokens(100, 6));
+    b.prefill(some_tokens(37, 7));
+    for (int32_t token = 0; token < 5; ++token) {
+        zipcache::Session::decode_batch({&a.cpu(), &b.cpu()}, {token, token + 1});
+        zipcache::Session::decode_batch({&a.gpu(), &b.gpu()}, {token, token + 1});
+    }
+    a.decode(3);
+    b.decode(3);
+    CHECK(a.different() + b.different() == 0);
+    CHECK(std::max(a.worst(), b.worst()) < 0.01f);
+}
