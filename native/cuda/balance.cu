@@ -4,6 +4,7 @@
 
 #include "cuda/balance.h"
 #include "cuda/block_sum.cuh"
+#include "cuda/head_dim.h"
 
 namespace zipcache::cuda {
 namespace {
@@ -341,14 +342,11 @@ void balance(const BalanceArgs & args, const BalanceOut & out, void * workspace,
     const dim3 groups(static_cast<unsigned>(n_groups(args.n)), rows.n_kv_heads);
     sum_groups<<<groups, rows.head_dim, 0, stream>>>(args, sums);
     if (n_samples > 0) {
-        auto * kernel = rows.head_dim == 64    ? logit_noise<64>
-                        : rows.head_dim == 80  ? logit_noise<80>
-                        : rows.head_dim == 96  ? logit_noise<96>
-                        : rows.head_dim == 128 ? logit_noise<128>
-                                               : logit_noise<256>;  // a device attends to no others
         const int group = rows.n_heads / rows.n_kv_heads;
         const dim3 heads(n_samples, rows.n_kv_heads, (group + kNoiseHeads - 1) / kNoiseHeads);
-        kernel<<<heads, kRowThreads, 0, stream>>>(args, n_samples, p, noise);
+        with_head_dim(rows.head_dim, [&](auto dim) {
+            logit_noise<decltype(dim)::value><<<heads, kRowThreads, 0, stream>>>(args, n_samples, p, noise);
+        });
     }
     const dim3 threads(rows.head_dim, kMostThreads / rows.head_dim);
     sum_queries<<<dim3(kQueryParts, rows.n_kv_heads), threads, sizeof(double) * threads.x * threads.y, stream>>>(

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cuda/block_sum.cuh"
+#include "cuda/head_dim.h"
 #include "cuda/row.cuh"
 #include "cuda/tiers.h"
 #include "kv/water_fill.h"
@@ -280,12 +281,9 @@ void top_ratio(const float * saliency, int32_t n_ranks, int64_t n, int64_t n_sal
 void costs(const CostArgs & args, float * k_cost, float * v_cost, cudaStream_t stream) {
     const dim3 groups(static_cast<unsigned>((args.n + kGroupTokens - 1) / kGroupTokens), args.rows.n_kv_heads);
     mean_of<<<1, kThreads, 0, stream>>>(args.saliency, args.n_ranks * args.n, args.mean);
-    auto * kernel = args.rows.head_dim == 64    ? cost_group<64>
-                    : args.rows.head_dim == 80  ? cost_group<80>
-                    : args.rows.head_dim == 96  ? cost_group<96>
-                    : args.rows.head_dim == 128 ? cost_group<128>
-                                                : cost_group<256>;  // a device attends to no others
-    kernel<<<groups, kCostWarps * kWarp, 0, stream>>>(args, k_cost, v_cost);
+    with_head_dim(args.rows.head_dim, [&](auto dim) {
+        cost_group<decltype(dim)::value><<<groups, kCostWarps * kWarp, 0, stream>>>(args, k_cost, v_cost);
+    });
 }
 
 size_t water_fill_workspace(const SegmentSizes & sizes, int32_t n_kv_heads) {
