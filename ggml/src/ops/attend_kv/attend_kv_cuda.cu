@@ -31,7 +31,7 @@ size_t ggml_zipcache_cuda_attend_kv_workspace(const ggml_zipcache_cuda_attend_ar
         return 0;
     }
     const int64_t n_items = int64_t(args->n_sequences) * args->n_kv_heads * passes(*args);
-    return size_t(Device().multiprocessors + n_items) * kRows * size_t(args->head_dim + 2) * sizeof(float);
+    return size_t(Device().multiprocessors + n_items) * part_floats(args->head_dim) * sizeof(float);
 }
 
 const char * ggml_zipcache_cuda_attend_kv(const ggml_zipcache_cuda_attend_args * args, void * workspace,

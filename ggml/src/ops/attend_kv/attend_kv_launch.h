@@ -9,11 +9,17 @@ namespace zipcache::cuda {
 constexpr int kRows = 8;  // query heads that a unit is read for, at most: a pass
 constexpr int kMaxItems = 4096;
 
+// Floats of a part of an item, as one block of threads leaves it for another: [kRows, head_dim] sums, then [kRows, 2]:
+// maximum and sum.
+constexpr int part_floats(int head_dim) {
+    return kRows * (head_dim + 2);
+}
+
 struct AttendParams {
     ggml_zipcache_cuda_attend_args a;
     int n_passes;     // items of a KV head
     int n_items;      // [n_sequences, n_kv_heads, n_passes]
-    float * partial;  // [gridDim + n_items, kRows * (head_dim + 2)]: see part_at; zeros between launches
+    float * partial;  // [gridDim + n_items, part_floats()]; zeros between launches
 };
 
 struct Device {

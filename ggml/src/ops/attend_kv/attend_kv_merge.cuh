@@ -49,11 +49,11 @@ __device__ __forceinline__ float2 take(float * at) {
     return x;
 }
 
-// What a block leaves of an item for its first part: [kRows, head_dim] sums, then [kRows, 2]: maximum and sum. A word
-// is zero until its value is there, and again when that was read: so no flag and no fence has to follow the values.
+// Where a block leaves its part of an item for the first part's block. A word is zero until its value is there, and
+// again when that was read: so no flag and no fence has to follow the values.
 template <int D>
 __device__ __forceinline__ float * part_at(const AttendParams & p, const Item & item, int block) {
-    return p.partial + int64_t(block + item.number) * kRows * (D + 2);
+    return p.partial + int64_t(block + item.number) * part_floats(D);
 }
 
 // All warps' sums, in one space: to acc and merged or, by another part than the first, to the place where that one
@@ -119,7 +119,7 @@ struct Others {
     int n;
     float4 x[kMost];
 
-    __device__ __forceinline__ float * place(int k) const { return at + k * kRows * (D + 2); }
+    __device__ __forceinline__ float * place(int k) const { return at + k * part_floats(D); }
     // what is there so far
     __device__ __forceinline__ Others(float * at, int n) : at(at), n(n) {
 #pragma unroll
@@ -155,8 +155,9 @@ __device__ void merge_parts(const AttendParams & p, const Item & item, const Sha
     const int n_values = item.n_rows * D, warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
     constexpr int kMost = Others<D>::kMost;
     float * from = part_at<D>(p, item, share.first_part);
+    auto part = [&](int k) { return from + int64_t(k) * part_floats(D); };
     auto others = [&](int i, int k) {
-        return Others<D>(from + int64_t(k) * kRows * (D + 2) + i, i < n_values ? min(kMost, share.n_parts - k) : 0);
+        return Others<D>(part(k) + i, i < n_values ? min(kMost, share.n_parts - k) : 0);
     };
     Others<D> first = others(threadIdx.x * 4, 1);  // on their way while the weights are found
     float * sum = weight + share.n_parts * kRows;
@@ -164,7 +165,7 @@ __device__ void merge_parts(const AttendParams & p, const Item & item, const Sha
         const int k = i / kRows, r = i % kRows;
         float2 own = {merged.maximum[r], merged.sum[r]};
         if (k > 0 && r < item.n_rows) {
-            own = take(from + int64_t(k) * kRows * (D + 2) + kRows * D + 2 * r);
+            own = take(part(k) + kRows * D + 2 * r);
         }
         weight[i] = own.x;
         sum[i] = own.y;

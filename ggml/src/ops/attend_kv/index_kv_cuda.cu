@@ -228,9 +228,9 @@ __global__ void plan_parts(Args args) {
     if (n_heads > kThreads) {
         return;  // attend_kv does not look at it: they are not few
     }
-    const auto windows = uint32_t(window_units(int(args.a.window_capacity)));
+    const int windows = window_units(int(args.a.window_capacity));
     auto load_of = [&](int head) {
-        return Load{windows, window_cost(args.a.head_dim), args.at<uint32_t>(args.layout.n_blocks)[head],
+        return Load{uint32_t(windows), window_cost(args.a.head_dim), args.at<uint32_t>(args.layout.n_blocks)[head],
                     args.at<uint32_t>(args.layout.cost)[head],
                     args.at<uint32_t>(args.layout.start) + int64_t(head) * (kQuanta + 1)};
     };
@@ -246,16 +246,13 @@ __global__ void plan_parts(Args args) {
         Part part = {uint16_t(share.item), uint16_t(share.first_part), uint16_t(share.n_parts)};
         if (share.item < n_heads) {
             const Turns turns = few.turns_of(share, load_of(share.item), i);
-            const bool ends_window = turns.windows == int(windows);
             if (turns.windows > turns.first) {
                 part.first_window = uint16_t(turns.first);
-                part.last_window = ends_window ? UINT16_MAX : uint16_t(turns.windows);
+                part.last_window =
+                    turns.windows == windows ? UINT16_MAX : uint16_t(turns.windows);  // all that are left
             }
-            part.first_block = turns.windows - windows;
-            part.last_block = turns.last - windows;
-            if (turns.windows < int(windows)) {
-                part.first_block = part.last_block = 0;
-            }
+            part.first_block = max(turns.windows, windows) - windows;
+            part.last_block = max(turns.last, windows) - windows;
         }
         args.at<Part>(args.layout.parts)[i] = part;
     }
