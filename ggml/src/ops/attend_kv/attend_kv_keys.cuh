@@ -188,14 +188,14 @@ __device__ __forceinline__ void fold_channels(const Queries & queries, const Hea
                 x[i + j] *= p.x;
             }
         }
-        const float most = largest<D>(x), up = most > 0 ? kMost / most : 0;
+        const float most = largest<D>(x), up = most > 0 ? __fdividef(kMost, most) : 0;
 #pragma unroll
         for (int i = 0; i < Shape<D>::kSteps; ++i) {
             const float v[4] = {fmaf(x[4 * i], up, kMagic), fmaf(x[4 * i + 1], up, kMagic),
                                 fmaf(x[4 * i + 2], up, kMagic), fmaf(x[4 * i + 3], up, kMagic)};
             a.q[tile][i] = feed.bytes(v);
         }
-        a.unit[tile] = from_feeder(most, lane) / kMost * unit;
+        a.unit[tile] = from_feeder(most, lane) * (1 / kMost) * unit;
         a.offset[tile] = from_feeder(quad_sum(offset), lane) * unit;
         return;
     }
@@ -236,7 +236,7 @@ __device__ __forceinline__ void fold_channels(const Queries & queries, const Hea
         }
     }
     const float back = unit * r.units.k_range;  // an integer times a code, but for the tier
-    a.unit[tile] = back * shrink / levels;
+    a.unit[tile] = back * __fdividef(shrink, levels);
     const float middles = float(whole_int(c[0], c[1]) - 128 * whole_int(c[2], c[3])) * (kShare / kMost);
     a.offset[tile] = middles * unit * r.units.k_mid - shrink / 2 * back * whole(d[0], d[1]);
 }
@@ -416,23 +416,37 @@ __device__ __forceinline__ void key_logits(const KeyQuery<D, T> & a, const HeadR
     });
 }
 
+// Bit i: place 8 i + lane / 4 of a block of n is seen. A call, and the others here too: few blocks need it, and a jump
+// over what does not run waits for instructions.
+inline __device__ __noinline__ uint32_t seen_places(const uint16_t * position, uint32_t first_seen, uint32_t last_seen,
+                                                    int n, int lane) {
+    uint32_t all = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        const int place = 8 * i + lane / 4;
+        bool seen = place < n;
+        if (seen && position) {
+            const uint32_t token = position[place];
+            seen = token >= first_seen && token < last_seen;
+        }
+        all |= uint32_t(seen) << i;
+    }
+    return all;
+}
+
 // What is padding or not seen has the logit -inf.
 template <int T>
 __device__ __forceinline__ void hide(const HeadRecord & r, const Ref & ref, int lane, float (&s)[T][8]) {
     if (ref.n() == format::kGroup && !r.position) {
         return;
     }
+    const uint32_t seen =
+        seen_places(r.position ? r.position + ref.place() : nullptr, r.first_seen, r.last_seen, ref.n(), lane);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        const int place = 8 * i + lane / 4;
-        bool seen = place < ref.n();
-        if (seen && r.position) {
-            const uint32_t token = r.position[ref.place() + place];
-            seen = token >= r.first_seen && token < r.last_seen;
-        }
 #pragma unroll
         for (int tile = 0; tile < T; ++tile) {
-            s[tile][i] = seen ? s[tile][i] : -INFINITY;
+            s[tile][i] = seen >> i & 1 ? s[tile][i] : -INFINITY;
         }
     }
 }

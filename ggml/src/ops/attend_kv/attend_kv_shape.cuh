@@ -235,19 +235,23 @@ struct Int {
     static constexpr int value = N;
 };
 
-// Calls body(Int<bits>): the code's length as a constant.
+// Calls body(Int<bits>), one of Bits: the code's length as a constant. They are tried in their order: a switch becomes
+// a tree whose every branch jumps further than instructions are fetched ahead.
+template <int Bits, int... Others, class Body>
+__device__ __forceinline__ void with_bits_of(int bits, Body && body) {
+    if constexpr (sizeof...(Others) == 0) {
+        body(Int<Bits>());
+    } else if (bits == Bits) {
+        body(Int<Bits>());
+    } else {
+        asm volatile("" : "+r"(bits));  // or the compiler makes a switch of it
+        with_bits_of<Others...>(bits, body);
+    }
+}
+
 template <class Body>
 __device__ __forceinline__ void with_bits(int bits, Body && body) {
-    switch (bits) {
-        case 1: body(Int<1>()); break;
-        case 2: body(Int<2>()); break;
-        case 3: body(Int<3>()); break;
-        case 4: body(Int<4>()); break;
-        case 5: body(Int<5>()); break;
-        case 6: body(Int<6>()); break;
-        case 7: body(Int<7>()); break;
-        default: body(Int<8>()); break;
-    }
+    with_bits_of<4, 2, 3, 1, 5, 6, 7, 8>(bits, body);
 }
 
 struct Param {

@@ -295,7 +295,7 @@ __device__ __forceinline__ void weigh_f8(const ValueBlock & block, const float (
         const float unit = worth.own[tile] * block.r.units.v_range;
         const float middle = pair ? (with_middle - 128 * ones) * (1.0f / 256) : 0.0f;
         to.offset[tile] = unit * (middle - block.shrink() / 2 * ones);
-        to.unit[tile] = unit * block.shrink() / block.levels();
+        to.unit[tile] = unit * __fdividef(block.shrink(), block.levels());
     }
 }
 
@@ -308,14 +308,14 @@ __device__ __forceinline__ void pack_scaled(int tile, const float (&w)[8], float
         most = fmaxf(most, fabsf(w[i]));
     }
     most = rows_max(most);
-    const float up = most > 0 ? kMost / most : 0;
+    const float up = most > 0 ? __fdividef(kMost, most) : 0;
     float v[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         v[i] = fmaf(w[i], up, kMagic);
     }
     to.query.pack(tile, v, lane);
-    to.unit[tile] = most / kMost * own;
+    to.unit[tile] = most * (1 / kMost) * own;
 }
 
 // Tokens' f16 pairs for all channels, which copy() put into the slot: the policy zipcache.

@@ -15,7 +15,7 @@ __device__ __forceinline__ int window_byte(int row, int byte) {
 
 // Starts copying rows [first, first + 32) of one side; those from `last` on repeat the last one.
 template <int D>
-__device__ __forceinline__ void copy_rows(uint32_t slot, const uint16_t * rows, int64_t first, int64_t last, int lane) {
+__device__ __noinline__ void copy_rows(uint32_t slot, const uint16_t * rows, int64_t first, int64_t last, int lane) {
     constexpr int kChunks = D / 8;
     const uint32_t to = shared_address(shared_bytes()) + slot;
     for (int i = lane; i < kWindowTokens * kChunks; i += kLanes) {
