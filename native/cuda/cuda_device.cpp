@@ -9,6 +9,7 @@
 #include "cuda/check.h"
 #include "cuda/fill_mask.h"
 #include "cuda/layer_view.h"
+#include "cuda/wide_product.h"
 #include "device/own_node.h"
 #include "ggml-backend-impl.h"
 #include "ggml-cuda.h"
@@ -127,8 +128,10 @@ CudaDevice::CudaDevice(int index) : index_(index), backend_(ggml_backend_cuda_in
     check(cudaSetDevice(index), "choose the device");
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "make a stream");
     keep_temporaries();
-    ours_.reset(ggml_backend_event_new(ggml_backend_get_device(backend_.get())));
-    theirs_.reset(ggml_backend_event_new(ggml_backend_get_device(backend_.get())));
+    for (Event * event : {&ours_, &theirs_, &started_, &started_before_}) {
+        event->reset(ggml_backend_event_new(ggml_backend_get_device(backend_.get())));
+    }
+    least_wide_ = has_wide_product(index) ? kLeastWide : kNeverWide;
 }
 
 // Memory of a compression is kept for the next: giving it back and getting it again costs more than using it.
@@ -227,6 +230,19 @@ void CudaDevice::compute(ggml_cgraph * graph, const std::atomic<bool> & cancel) 
     throw_if(cancel);
     enqueue(graph);
     settle();
+}
+
+void CudaDevice::start(ggml_cgraph * graph, const std::atomic<bool> & cancel) {
+    const auto lock = turn();
+    throw_if(cancel);
+    enqueue(graph);
+    std::swap(started_, started_before_);
+    check(cudaEventRecord(native(started_.get()), stream_), "mark the end of a graph");
+    check(cudaEventSynchronize(native(started_before_.get())), "finish a graph");
+}
+
+ggml_tensor * CudaDevice::wide_product(ggml_context * ctx, ggml_tensor * weight, ggml_tensor * x) const {
+    return x->ne[1] >= least_wide_ ? cuda::wide_product(ctx, weight, x) : nullptr;
 }
 
 std::unique_ptr<Recording> CudaDevice::record(ggml_cgraph * graph, const Transfer & in, const Transfer & out) {

@@ -47,7 +47,10 @@ class CudaDevice : public Device {
     int chunk() const override { return 2048; }
     int key_block() const override { return 256; }
     bool computes(const ggml_tensor * node) const override;
+    int64_t least_wide() const override { return least_wide_; }
+    ggml_tensor * wide_product(ggml_context * ctx, ggml_tensor * weight, ggml_tensor * x) const override;
     void compute(ggml_cgraph * graph, const std::atomic<bool> & cancel) override;
+    void start(ggml_cgraph * graph, const std::atomic<bool> & cancel) override;
     std::unique_ptr<Recording> record(ggml_cgraph * graph, const Transfer & in, const Transfer & out) override;
     std::unique_ptr<LayerView> layer_view(const std::vector<const ggml_zipcache_format *> & formats) override;
     std::unique_ptr<BatchView> batch_view(const std::vector<const LayerView *> & layers) override;
@@ -86,6 +89,8 @@ class CudaDevice : public Device {
     GgmlBackend backend_;
     cudaStream_t stream_ = nullptr;
     Event ours_, theirs_;
+    Event started_, started_before_;  // graphs: the last, and the one before
+    int64_t least_wide_;
     std::vector<Memory> workspaces_;
     std::vector<std::pair<ggml_zipcache_format, Memory>> formats_;
 };

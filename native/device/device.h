@@ -1,5 +1,7 @@
 #pragma once
 #include <atomic>
+#include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -76,6 +78,8 @@ struct FreeMemory {
 // Callers take turns (graph/executor.h).
 class Device {
   public:
+    static constexpr int64_t kNeverWide = std::numeric_limits<int64_t>::max();
+
     virtual ~Device() = default;
     virtual std::string name() const = 0;         // as ModelOptions::device names it
     virtual std::string description() const = 0;  // what a person calls it
@@ -92,8 +96,17 @@ class Device {
     virtual bool computes(const ggml_tensor * node) const = 0;
     // Whether BatchView::attend() reads heads of head_dim channels, each for so many query heads. Here: GPUs' kernels.
     virtual bool attends(int n_queries, int head_dim) const;
+    // weight * x where it has a faster way than ggml's, which takes memory for a copy of each in 16 bits; null: it has
+    // none. Only for least_wide() tokens or more.
+    virtual int64_t least_wide() const { return kNeverWide; }
+    virtual ggml_tensor * wide_product(ggml_context *, ggml_tensor * /*weight*/, ggml_tensor * /*x*/) const {
+        return nullptr;
+    }
     // Returns when the results are there. Throws Cancelled as Recording::run() does.
     virtual void compute(ggml_cgraph * graph, const std::atomic<bool> & cancel) = 0;
+    // May return while it computes, but not before the graph started last has ended: what that one read of the host may
+    // then change, so a host with its inputs in two places is ready with the next graph when this one ends.
+    virtual void start(ggml_cgraph * graph, const std::atomic<bool> & cancel) { compute(graph, cancel); }
     // The graph and its tensors must outlive the recording.
     virtual std::unique_ptr<Recording> record(ggml_cgraph * graph, const Transfer & in, const Transfer & out) = 0;
     // formats: those that segments shown to it may have

@@ -18,9 +18,9 @@ class OwnNode {
     ~OwnNode() = default;
 };
 
-// The node [shape] f32 that it is the work of; its data are placed by the graph's allocator.
+// The node [shape] that it is the work of; its data are placed by the graph's allocator.
 ggml_tensor * own_node(ggml_context * ctx, const OwnNode & work, const std::array<int64_t, 2> & shape,
-                       std::vector<ggml_tensor *> inputs);
+                       std::vector<ggml_tensor *> inputs, ggml_type type = GGML_TYPE_F32);
 // That of attention: [width, n_sequences]. Its inputs: queries, keys and values, n_tokens, and what a rope reads. With
 // one, the tokens' heads may lie apart.
 ggml_tensor * own_attention(ggml_context * ctx, const OwnNode & work, int64_t width,

@@ -82,7 +82,8 @@ MemoryPlan plan_memory(const std::shared_ptr<const GgufFile> & file, int64_t n_c
     const auto policy = make_policy(kv, h);
     plan.kv_bytes = plan_kv(*policy, h, n_ctx);
     for_stretches(n_ctx, [&](int64_t n_past, int64_t n) {
-        plan.scratch_bytes = std::max(plan.scratch_bytes, stretch_bytes(h, *policy, CpuDevice::kChunk, n_past, n));
+        plan.scratch_bytes =
+            std::max(plan.scratch_bytes, stretch_bytes(h, *policy, CpuDevice::kChunk, Device::kNeverWide, n_past, n));
     });
     return plan;
 }

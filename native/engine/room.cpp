@@ -26,14 +26,17 @@ void for_stretches(int64_t n_ctx, const std::function<void(int64_t, int64_t)> & 
     }
 }
 
-size_t stretch_bytes(const HParams & h, const Policy & policy, int64_t widest_chunk, int64_t n_past, int64_t n) {
+size_t stretch_bytes(const HParams & h, const Policy & policy, int64_t widest_chunk, int64_t least_wide, int64_t n_past,
+                     int64_t n) {
     const int64_t n_keys = n_past + n, chunk = std::min(n, PrefillGraphs::chunk_over(n_keys, widest_chunk));
     const int64_t q_dim = int64_t(h.n_heads) * h.head_dim, kv_dim = int64_t(h.n_kv_heads) * h.head_dim;
     // the residual, then: its norm, gate, up and their product; or its norm, q, k and v as they come and turned
     const int64_t ffn = h.n_embd + 3 * std::max<int64_t>(1, h.n_experts_used) * int64_t(h.n_ff);
     const int64_t attention = h.n_embd + 2 * (q_dim + 2 * kv_dim);
     const int64_t activations = chunk * (h.n_embd + std::max(ffn, attention));
-    const int64_t products = chunk * std::max<int64_t>(h.n_ff, h.n_embd) * 5 / 4;  // bytes: inputs in 8 bits
+    // bytes: inputs in 8 bits, or with the weight in 16
+    const int64_t widest = std::max<int64_t>({h.n_ff, h.n_embd, q_dim});
+    const int64_t products = chunk >= least_wide ? (chunk + h.n_embd) * widest * 2 : chunk * widest * 5 / 4;
     const int64_t n_probes = policy.compresses && policy.wants_probes() ? most_probes(policy.options, n) : 0;
     const size_t rows = policy.compresses ? f16_cache_bytes(h, n_keys) / h.n_layers : 0;
     return size_t(n * h.n_embd + n_probes * q_dim + activations + h.n_vocab) * sizeof(float) + size_t(products) +
@@ -47,8 +50,9 @@ size_t session_bytes(const HParams & h, const Policy & policy, const KvStage & s
         const size_t layer = policy.compresses
                                  ? stage.codec->most_bytes(n_past + n) + uncompressed(policy.window_capacity())
                                  : uncompressed(n_ctx);
-        most = std::max(
-            most, stage.layers.n_layers() * layer + stretch_bytes(h, policy, stage.layers.device->chunk(), n_past, n));
+        const Device & device = *stage.layers.device;
+        most = std::max(most, stage.layers.n_layers() * layer +
+                                  stretch_bytes(h, policy, device.chunk(), device.least_wide(), n_past, n));
     });
     return most + kPools;
 }

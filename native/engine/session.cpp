@@ -193,13 +193,13 @@ void Session::prefill(const int32_t * tokens, size_t n_tokens, const Progress & 
 }
 
 // The work of a cache that compresses, on the device of the layer. A GPU does it behind the host's back, after what it
-// was asked before; of that nothing is left where this begins, for Device::compute() waits, and what commit() copied is
-// there long before the layers on the host are done.
+// was asked before, and only where it is timed does the host wait for either.
 void Session::timed(Device & device, double & total, const std::function<void()> & work) const {
     if (!times_cache_ || !cache_.policy().compresses) {
         work();
         return;
     }
+    device.settle();
     const Stopwatch watch(total);
     work();
     device.settle();

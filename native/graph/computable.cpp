@@ -47,12 +47,12 @@ std::string not_computed(const Network & network, const Device & device, int fir
         ggml_tensor * ids = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, kTokens);
         ggml_tensor * x = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, h.n_embd, kTokens);
         DryAttention attention(h);
-        ggml_tensor * y =
-            i < 0 ? ggml_get_rows(ctx, network.token_embedding, ids)
-            : i == h.n_layers
-                ? ggml_mul_mat(ctx, network.output, x)
-                : network.architecture->layer(
-                      {ctx, graph, h, network.layers[i], i, ids, network.layers[i].rope_factors, attention, false}, x);
+        ggml_tensor * y = i < 0 ? ggml_get_rows(ctx, network.token_embedding, ids)
+                          : i == h.n_layers
+                              ? ggml_mul_mat(ctx, network.output, x)
+                              : network.architecture->layer({device, ctx, graph, h, network.layers[i], i, ids,
+                                                             network.layers[i].rope_factors, attention, false},
+                                                            x);
         ggml_build_forward_expand(graph, y);
         for (int n = 0; n < ggml_graph_n_nodes(graph); ++n) {
             if (!device.computes(ggml_graph_node(graph, n))) {

@@ -88,7 +88,7 @@ void DecodeGraph::build(Part & part) {
     }
     for (int i = part.stage.first; i < part.stage.end; ++i) {
         x = network_.architecture->layer(
-            {ctx, part.memory.graph(), h, network_.layers[i], i, part.inputs.tensor(kPosition),
+            {*part.stage.device, ctx, part.memory.graph(), h, network_.layers[i], i, part.inputs.tensor(kPosition),
              network_.rope_factors_for(i, n_ctx_), attention, false},
             x);
     }

@@ -34,6 +34,11 @@ void Executor::compute(Device & device, ggml_cgraph * graph, const std::atomic<b
     device.compute(graph, cancel);
 }
 
+void Executor::start(Device & device, ggml_cgraph * graph, const std::atomic<bool> & cancel) {
+    const std::lock_guard<std::mutex> lock(turn_);
+    device.start(graph, cancel);
+}
+
 void Executor::run(Recording & recording, const std::atomic<bool> & cancel) {
     const std::lock_guard<std::mutex> lock(turn_);
     recording.run(cancel);

@@ -26,6 +26,7 @@ class Executor {
     std::vector<Stage> stages(int n_layers);
     // Throws Cancelled when `cancel` becomes true on the way.
     void compute(Device & device, ggml_cgraph * graph, const std::atomic<bool> & cancel);
+    void start(Device & device, ggml_cgraph * graph, const std::atomic<bool> & cancel);  // Device::start()
     void run(Recording & recording, const std::atomic<bool> & cancel);
     // Runs task(i) for i in [0, n) on the host's threads. What a task throws is thrown again, once all have ended.
     void parallel(int n, const std::function<void(int)> & task);

@@ -1,4 +1,5 @@
 #pragma once
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <vector>
@@ -89,11 +90,14 @@ class PrefillGraphs {
     struct Place {
         explicit Place(const Stage & stage);
         int64_t widest() const { return stage.device->chunk(); }  // tokens of the widest chunk
+        std::vector<InputShape> shapes() const;
+        Inputs & next_inputs() { return inputs[turn ^= 1]; }
         void release();
 
         Stage stage;
         GraphMemory memory;
-        Inputs inputs;
+        std::array<Inputs, 2> inputs;  // of the next graph, and of the one that may still run
+        int turn = 0;
         OwnTensor hidden;   // [n_embd, n_tokens] f32, while the stretch is here
         OwnTensor mask;     // room for [n_keys, chunk] f16
         OwnTensor probe_q;  // [n_heads * head_dim, n_probes] f32
@@ -104,7 +108,7 @@ class PrefillGraphs {
     void cross();
     void make_probe_q();
     ggml_tensor * hidden(ggml_context * ctx, int64_t first, int64_t n) const;
-    ggml_tensor * masked(ggml_context * ctx, int64_t n_keys, int64_t n_queries, int64_t most_keys);
+    ggml_tensor * masked(ggml_context * ctx, ggml_tensor * spans, int64_t n_keys, int64_t n_queries, int64_t most_keys);
 
     const Network & network_;
     Executor & executor_;

@@ -8,7 +8,10 @@
 namespace zipcache {
 namespace {
 
-ggml_tensor * product(ggml_context * ctx, ggml_tensor * weight, ggml_tensor * x) {
+ggml_tensor * product(const Device & device, ggml_context * ctx, ggml_tensor * weight, ggml_tensor * x) {
+    if (ggml_tensor * y = device.wide_product(ctx, weight, x)) {
+        return y;
+    }
     // ggml's repacked layouts are no host buffers: only ggml reads them, and its products with them are fast
     const bool as_in_file = weight->buffer && ggml_backend_buffer_is_host(weight->buffer);
     return as_in_file && ggml_zipcache_mul_mat_supported(weight->type, weight->ne[0], x->ne[1])
@@ -42,7 +45,7 @@ ggml_tensor * LayerGraph::norm(ggml_tensor * x, ggml_tensor * weight) const {
 }
 
 ggml_tensor * LayerGraph::linear(ggml_tensor * x, ggml_tensor * weight, ggml_tensor * bias) const {
-    ggml_tensor * y = product(ctx, weight, x);
+    ggml_tensor * y = product(device, ctx, weight, x);
     return bias ? ggml_add(ctx, y, bias) : y;
 }
 

@@ -29,6 +29,7 @@ enum class Activation { silu, gelu };
 
 // What an architecture needs to write down one layer: its place, its weights, and the blocks layers are made of.
 struct LayerGraph {
+    const Device & device;
     ggml_context * ctx;
     ggml_cgraph * graph;
     const HParams & h;

@@ -91,7 +91,11 @@ ggml_tensor * first_elements(ggml_context * ctx, ggml_tensor * array, int64_t n)
 PrefillGraphs::Place::Place(const Stage & stage)
     : stage(stage),
       memory(*stage.device, kMaxNodes),
-      inputs(*stage.device, {{widest()}, {widest()}, {widest()}, {2 * widest()}}) {}
+      inputs{Inputs(*stage.device, shapes()), Inputs(*stage.device, shapes())} {}
+
+std::vector<InputShape> PrefillGraphs::Place::shapes() const {
+    return {{widest()}, {widest()}, {widest()}, {2 * widest()}};
+}
 
 void PrefillGraphs::Place::release() {
     hidden = OwnTensor();
@@ -176,15 +180,15 @@ void PrefillGraphs::embed(const int32_t * tokens, int64_t n_tokens, const std::a
     Place & p = here();
     for (int64_t first = 0; first < n_tokens; first += p.widest()) {
         const int64_t n = std::min(p.widest(), n_tokens - first);
-        std::copy_n(tokens + first, n, p.inputs.host(kTokens));
-        p.inputs.send();
+        const Inputs & inputs = p.next_inputs();
+        std::copy_n(tokens + first, n, inputs.host(kTokens));
+        inputs.send();
         ggml_context * ctx = p.memory.begin();
-        ggml_tensor * x =
-            ggml_get_rows(ctx, network_.token_embedding, first_elements(ctx, p.inputs.tensor(kTokens), n));
+        ggml_tensor * x = ggml_get_rows(ctx, network_.token_embedding, first_elements(ctx, inputs.tensor(kTokens), n));
         x = h.embedding_scale != 1.0f ? ggml_scale(ctx, x, h.embedding_scale) : x;
         ggml_build_forward_expand(p.memory.graph(), ggml_cpy(ctx, x, hidden(ctx, first, n)));
         p.memory.allocate();
-        executor_.compute(*p.stage.device, p.memory.graph(), cancel);
+        executor_.start(*p.stage.device, p.memory.graph(), cancel);
     }
 }
 
@@ -199,7 +203,8 @@ void PrefillGraphs::layer(const PrefillRows & rows, int layer, int64_t position,
     const bool last_layer = layer == h.n_layers - 1;
     const bool last_chunk = first + n == n_tokens;
     const int window = h.window_of(layer);
-    std::iota(p.inputs.host(kPositions), p.inputs.host(kPositions) + n, static_cast<int32_t>(position + first));
+    const Inputs & inputs = p.next_inputs();
+    std::iota(inputs.host(kPositions), inputs.host(kPositions) + n, static_cast<int32_t>(position + first));
 
     ggml_context * ctx = p.memory.begin();
     // one query at the end sees all keys of its own range
@@ -208,37 +213,37 @@ void PrefillGraphs::layer(const PrefillRows & rows, int layer, int64_t position,
     const Visible keys = visible_keys(rows, first_query, n_queries, window, p.stage.device->key_block());
     ggml_tensor * mask = nullptr;
     if (!last_layer || keys.n_keys > keys.n_seen) {
-        fill_spans(p.inputs.host(kSpans), rows, keys, first_query, n_queries, window);
-        mask = masked(ctx, keys.n_keys, n_queries, rows.n_past + n_tokens);
+        fill_spans(inputs.host(kSpans), rows, keys, first_query, n_queries, window);
+        mask = masked(ctx, inputs.tensor(kSpans), keys.n_keys, n_queries, rows.n_past + n_tokens);
     }
     PrefillAttention attention(rows, rows.n_past + first, keys, mask, h.attention_scale, last_layer);
     const auto probe = std::lower_bound(probes_.begin(), probes_.end(), first);
     const auto end = std::lower_bound(probe, probes_.end(), first + n);
     if (probe != end) {
-        std::transform(probe, end, p.inputs.host(kProbeRows),
-                       [&](int64_t t) { return static_cast<int32_t>(t - first); });
+        std::transform(probe, end, inputs.host(kProbeRows), [&](int64_t t) { return static_cast<int32_t>(t - first); });
         ggml_tensor * all = p.probe_q.tensor;
         attention.watch(
-            first_elements(ctx, p.inputs.tensor(kProbeRows), end - probe),
+            first_elements(ctx, inputs.tensor(kProbeRows), end - probe),
             ggml_view_2d(ctx, all, all->ne[0], end - probe, all->nb[1], (probe - probes_.begin()) * all->nb[1]));
     }
-    p.inputs.send();
+    inputs.send();
     ggml_tensor * x = hidden(ctx, first, n);
-    ggml_tensor * y = network_.architecture->layer(
-        {ctx, p.memory.graph(), h, network_.layers[layer], layer, first_elements(ctx, p.inputs.tensor(kPositions), n),
-         network_.rope_factors_for(layer, n_ctx_), attention, last_layer},
-        x);
+    ggml_tensor * y = network_.architecture->layer({*p.stage.device, ctx, p.memory.graph(), h, network_.layers[layer],
+                                                    layer, first_elements(ctx, inputs.tensor(kPositions), n),
+                                                    network_.rope_factors_for(layer, n_ctx_), attention, last_layer},
+                                                   x);
     if (!last_layer) {
         ggml_build_forward_expand(p.memory.graph(), ggml_cpy(ctx, y, x));
     } else if (last_chunk) {
         ggml_build_forward_expand(p.memory.graph(), ggml_cpy(ctx, y, hidden(ctx, first + n - 1, 1)));
     }
     p.memory.allocate();
-    executor_.compute(*p.stage.device, p.memory.graph(), cancel);
+    executor_.start(*p.stage.device, p.memory.graph(), cancel);
 }
 
-// [n_keys, n_queries] f16, filled on the device by what kSpans holds.
-ggml_tensor * PrefillGraphs::masked(ggml_context * ctx, int64_t n_keys, int64_t n_queries, int64_t most_keys) {
+// [n_keys, n_queries] f16, filled on the device.
+ggml_tensor * PrefillGraphs::masked(ggml_context * ctx, ggml_tensor * spans, int64_t n_keys, int64_t n_queries,
+                                    int64_t most_keys) {
     Place & p = here();
     if (!p.mask.tensor || p.mask.tensor->ne[0] < n_keys * n_queries) {
         p.mask = OwnTensor();
@@ -246,7 +251,7 @@ ggml_tensor * PrefillGraphs::masked(ggml_context * ctx, int64_t n_keys, int64_t 
         p.mask = OwnTensor(*p.stage.device, GGML_TYPE_F16, std::max(n_keys, most_keys) * n_queries);
     }
     ggml_tensor * mask = ggml_view_2d(ctx, p.mask.tensor, n_keys, n_queries, n_keys * sizeof(ggml_fp16_t), 0);
-    return p.stage.device->fill_mask(ctx, mask, first_elements(ctx, p.inputs.tensor(kSpans), 2 * n_queries));
+    return p.stage.device->fill_mask(ctx, mask, first_elements(ctx, spans, 2 * n_queries));
 }
 
 const float * PrefillGraphs::logits(const std::atomic<bool> & cancel) {

@@ -1,6 +1,7 @@
 // Thousands of steps of a graph in which ggml's nodes and ours follow each other, with random delays on both sides, as
-// they are and recorded, beside the same nodes one at a time with a wait after each: the results are the same to the
-// bit, or one side did not wait for the other.
+// they are, started while the one before runs, and recorded, beside the same nodes one at a time with a wait after
+// each: the results are the same to the bit, or one side did not wait for the other.
+#include <array>
 #include <cstdio>
 #include <cstring>
 #include <random>
@@ -16,13 +17,14 @@ namespace {
 
 constexpr int kWidth = 1024, kStages = 12, kSteps = 3000, kMostDelay = 60000;  // clock ticks
 
-__global__ void add_and_linger(float * to, const float * from, const int * delays, int stage) {
-    const long long until = clock64() + delays[2 * stage];
+// inputs: two delays for each stage, then what the step adds
+__global__ void add_and_linger(float * to, const float * from, const int * inputs, int stage) {
+    const long long until = clock64() + inputs[2 * stage];
     while (clock64() < until) {
     }
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    to[i] = from[i] + 0.25f * from[(i + 1) % kWidth];
-    const long long end = clock64() + delays[2 * stage + 1];
+    to[i] = from[i] + 0.25f * from[(i + 1) % kWidth] + 0.125f * inputs[2 * kStages];
+    const long long end = clock64() + inputs[2 * stage + 1];
     while (clock64() < end) {
     }
 }
@@ -40,25 +42,44 @@ class Linger : public OwnNode {
     int stage_;
 };
 
-struct Chain {
-    cuda::CudaDevice & device;
-    OwnTensor weight, large, state;
-    Inputs delays;
-    std::vector<Linger> nodes;
+// A step that reads one of two inputs.
+struct Turn {
+    Inputs inputs;
     GgmlContext context;
     std::unique_ptr<ggml_gallocr, void (*)(ggml_gallocr_t)> memory;
     ggml_cgraph * graph;
+
+    explicit Turn(cuda::CudaDevice & d)
+        : inputs(d, {{2 * kStages + 1}}),
+          context(
+              ggml_init({400 * ggml_tensor_overhead() + 4 * ggml_graph_overhead_custom(400, false), nullptr, true})),
+          memory(ggml_gallocr_new(d.memory()), ggml_gallocr_free),
+          graph(ggml_new_graph_custom(context.get(), 400, false)) {}
+
+    void draw_delays(int step, std::mt19937 & random) {
+        for (int i = 0; i < 2 * kStages; ++i) {
+            inputs.host(0)[i] = random() % 3 == 0 ? int(random() % kMostDelay) : 0;
+        }
+        inputs.host(0)[2 * kStages] = step % 5;
+    }
+    void no_delays(int step) {
+        std::memset(inputs.host(0), 0, 2 * kStages * sizeof(int32_t));
+        inputs.host(0)[2 * kStages] = step % 5;
+    }
+};
+
+struct Chain {
+    cuda::CudaDevice & device;
+    OwnTensor weight, large, state;
+    std::vector<Linger> nodes;
+    std::array<Turn, 2> turns;
 
     explicit Chain(cuda::CudaDevice & d)
         : device(d),
           weight(d, GGML_TYPE_F32, kWidth, kWidth),
           large(d, GGML_TYPE_F32, kWidth, 512),
           state(d, GGML_TYPE_F32, kWidth),
-          delays(d, {{2 * kStages}}),
-          context(
-              ggml_init({400 * ggml_tensor_overhead() + 4 * ggml_graph_overhead_custom(400, false), nullptr, true})),
-          memory(ggml_gallocr_new(d.memory()), ggml_gallocr_free),
-          graph(ggml_new_graph_custom(context.get(), 400, false)) {
+          turns{Turn(d), Turn(d)} {
         std::mt19937 random(1);
         std::normal_distribution<float> normal(0, 1.0f / 32);
         std::vector<float> w(kWidth * kWidth), l(kWidth * 512, 0.5f);
@@ -70,18 +91,20 @@ struct Chain {
         for (int i = 0; i < kStages; ++i) {
             nodes.emplace_back(i);
         }
-        ggml_context * ctx = context.get();
-        ggml_tensor * x = state.tensor;
-        for (int i = 0; i < kStages; ++i) {
-            x = own_node(ctx, nodes[i], {kWidth, 1}, {x, delays.tensor(0)});
-            x = ggml_rms_norm(ctx, ggml_mul_mat(ctx, weight.tensor, x), 1e-5f);
-            ggml_build_forward_expand(graph, x);
-            for (unsigned n = random() % 3; n > 0; --n) {  // ggml's delay: products that nobody reads
-                ggml_build_forward_expand(graph, ggml_mul_mat(ctx, weight.tensor, large.tensor));
+        for (Turn & turn : turns) {
+            ggml_context * ctx = turn.context.get();
+            ggml_tensor * x = state.tensor;
+            for (int i = 0; i < kStages; ++i) {
+                x = own_node(ctx, nodes[i], {kWidth, 1}, {x, turn.inputs.tensor(0)});
+                x = ggml_rms_norm(ctx, ggml_mul_mat(ctx, weight.tensor, x), 1e-5f);
+                ggml_build_forward_expand(turn.graph, x);
+                for (unsigned n = random() % 3; n > 0; --n) {  // ggml's delay: products that nobody reads
+                    ggml_build_forward_expand(turn.graph, ggml_mul_mat(ctx, weight.tensor, large.tensor));
+                }
             }
+            ggml_build_forward_expand(turn.graph, ggml_cpy(ctx, x, state.tensor));
+            ggml_gallocr_alloc_graph(turn.memory.get(), turn.graph);
         }
-        ggml_build_forward_expand(graph, ggml_cpy(ctx, x, state.tensor));
-        ggml_gallocr_alloc_graph(memory.get(), graph);
     }
 
     void begin() {
@@ -90,12 +113,6 @@ struct Chain {
             x[i] = float(i % 17) - 8;
         }
         device.write(state.tensor->data, x.data(), x.size() * sizeof(float));
-    }
-
-    void draw_delays(std::mt19937 & random) {
-        for (int i = 0; i < 2 * kStages; ++i) {
-            delays.host(0)[i] = random() % 3 == 0 ? int(random() % kMostDelay) : 0;
-        }
     }
 
     std::vector<float> end() {
@@ -109,16 +126,17 @@ const std::atomic<bool> kGoOn{false};
 
 std::vector<float> one_at_a_time(Chain & chain, int n_steps) {
     chain.begin();
-    std::memset(chain.delays.host(0), 0, 2 * kStages * sizeof(int32_t));
-    chain.delays.send();
+    Turn & turn = chain.turns[0];
     std::vector<ggml_cgraph *> single;
     GgmlContext context(ggml_init({400 * ggml_graph_overhead_custom(1, false), nullptr, true}));
-    for (int i = 0; i < ggml_graph_n_nodes(chain.graph); ++i) {
+    for (int i = 0; i < ggml_graph_n_nodes(turn.graph); ++i) {
         ggml_cgraph * graph = ggml_new_graph_custom(context.get(), 1, false);
-        ggml_graph_add_node(graph, ggml_graph_node(chain.graph, i));
+        ggml_graph_add_node(graph, ggml_graph_node(turn.graph, i));
         single.push_back(graph);
     }
     for (int step = 0; step < n_steps; ++step) {
+        turn.no_delays(step);
+        turn.inputs.send();
         for (ggml_cgraph * graph : single) {
             chain.device.compute(graph, kGoOn);
         }
@@ -129,10 +147,23 @@ std::vector<float> one_at_a_time(Chain & chain, int n_steps) {
 std::vector<float> eager(Chain & chain, int n_steps) {
     chain.begin();
     std::mt19937 random(2);
+    Turn & turn = chain.turns[0];
     for (int step = 0; step < n_steps; ++step) {
-        chain.draw_delays(random);
-        chain.delays.send();
-        chain.device.compute(chain.graph, kGoOn);
+        turn.draw_delays(step, random);
+        turn.inputs.send();
+        chain.device.compute(turn.graph, kGoOn);
+    }
+    return chain.end();
+}
+
+std::vector<float> started(Chain & chain, int n_steps) {
+    chain.begin();
+    std::mt19937 random(4);
+    for (int step = 0; step < n_steps; ++step) {
+        Turn & turn = chain.turns[step % 2];
+        turn.draw_delays(step, random);
+        turn.inputs.send();
+        chain.device.start(turn.graph, kGoOn);
     }
     return chain.end();
 }
@@ -141,9 +172,10 @@ std::vector<float> recorded(Chain & chain, int n_steps) {
     chain.begin();
     std::mt19937 random(3);
     Staging last(chain.device, kWidth * sizeof(float));
-    auto recording = chain.device.record(chain.graph, chain.delays.transfer(), last.from(chain.state.tensor));
+    Turn & turn = chain.turns[0];
+    auto recording = chain.device.record(turn.graph, turn.inputs.transfer(), last.from(chain.state.tensor));
     for (int step = 0; step < n_steps; ++step) {
-        chain.draw_delays(random);
+        turn.draw_delays(step, random);
         recording->run(kGoOn);
     }
     return chain.end();
@@ -165,8 +197,9 @@ int main() {
     Chain chain(device);
     const auto expected = one_at_a_time(chain, kSteps);
     const bool moved = expected[0] == expected[0] && expected[0] != -8.0f;
-    const bool good =
-        same("eager", eager(chain, kSteps), expected) & same("recorded", recorded(chain, kSteps), expected);
+    const bool good = same("eager", eager(chain, kSteps), expected) &
+                      same("started", started(chain, kSteps), expected) &
+                      same("recorded", recorded(chain, kSteps), expected);
     std::printf("%d steps of %d stages on %s\n", kSteps, kStages, device.description().c_str());
     return moved && good ? 0 : 1;
 }
