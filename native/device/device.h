@@ -96,16 +96,16 @@ class Device {
     virtual bool computes(const ggml_tensor * node) const = 0;
     // Whether BatchView::attend() reads heads of head_dim channels, each for so many query heads. Here: GPUs' kernels.
     virtual bool attends(int n_queries, int head_dim) const;
-    // weight * x where it has a faster way than ggml's, which takes memory for a copy of each in 16 bits; null: it has
-    // none. Only for least_wide() tokens or more.
+    // From so many tokens on wide_product() has a way of its own.
     virtual int64_t least_wide() const { return kNeverWide; }
+    // weight * x, faster than ggml's, with memory for a copy of each in 16 bits; null where ggml's is to be taken.
     virtual ggml_tensor * wide_product(ggml_context *, ggml_tensor * /*weight*/, ggml_tensor * /*x*/) const {
         return nullptr;
     }
     // Returns when the results are there. Throws Cancelled as Recording::run() does.
     virtual void compute(ggml_cgraph * graph, const std::atomic<bool> & cancel) = 0;
-    // May return while it computes, but not before the graph started last has ended: what that one read of the host may
-    // then change, so a host with its inputs in two places is ready with the next graph when this one ends.
+    // May return while it computes, but not before the graph started last has ended, whose inputs the host may then
+    // change: with inputs in two places it is ready with the next graph when this one ends.
     virtual void start(ggml_cgraph * graph, const std::atomic<bool> & cancel) { compute(graph, cancel); }
     // The graph and its tensors must outlive the recording.
     virtual std::unique_ptr<Recording> record(ggml_cgraph * graph, const Transfer & in, const Transfer & out) = 0;

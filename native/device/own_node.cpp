@@ -16,8 +16,8 @@ ggml_tensor * marked(ggml_tensor * node, const OwnNode & work) {
 
 ggml_tensor * own_node(ggml_context * ctx, const OwnNode & work, const std::array<int64_t, 2> & shape,
                        std::vector<ggml_tensor *> inputs, ggml_type type) {
-    return marked(ggml_custom_4d(ctx, type, shape[0], shape[1], 1, 1, inputs.data(),
-                                 static_cast<int>(inputs.size()), never, 1, nullptr),
+    return marked(ggml_custom_4d(ctx, type, shape[0], shape[1], 1, 1, inputs.data(), static_cast<int>(inputs.size()),
+                                 never, 1, nullptr),
                   work);
 }
 
