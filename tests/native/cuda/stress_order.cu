@@ -144,26 +144,16 @@ std::vector<float> one_at_a_time(Chain & chain, int n_steps) {
     return chain.end();
 }
 
-std::vector<float> eager(Chain & chain, int n_steps) {
-    chain.begin();
-    std::mt19937 random(2);
-    Turn & turn = chain.turns[0];
-    for (int step = 0; step < n_steps; ++step) {
-        turn.draw_delays(step, random);
-        turn.inputs.send();
-        chain.device.compute(turn.graph, kGoOn);
-    }
-    return chain.end();
-}
+using Run = void (cuda::CudaDevice::*)(ggml_cgraph *, const std::atomic<bool> &);
 
-std::vector<float> started(Chain & chain, int n_steps) {
+std::vector<float> one_after_the_other(Chain & chain, Run run, unsigned seed, int n_steps) {
     chain.begin();
-    std::mt19937 random(4);
+    std::mt19937 random(seed);
     for (int step = 0; step < n_steps; ++step) {
         Turn & turn = chain.turns[step % 2];
         turn.draw_delays(step, random);
         turn.inputs.send();
-        chain.device.start(turn.graph, kGoOn);
+        (chain.device.*run)(turn.graph, kGoOn);
     }
     return chain.end();
 }
@@ -197,8 +187,8 @@ int main() {
     Chain chain(device);
     const auto expected = one_at_a_time(chain, kSteps);
     const bool moved = expected[0] == expected[0] && expected[0] != -8.0f;
-    const bool good = same("eager", eager(chain, kSteps), expected) &
-                      same("started", started(chain, kSteps), expected) &
+    const bool good = same("eager", one_after_the_other(chain, &cuda::CudaDevice::compute, 2, kSteps), expected) &
+                      same("started", one_after_the_other(chain, &cuda::CudaDevice::start, 4, kSteps), expected) &
                       same("recorded", recorded(chain, kSteps), expected);
     std::printf("%d steps of %d stages on %s\n", kSteps, kStages, device.description().c_str());
     return moved && good ? 0 : 1;

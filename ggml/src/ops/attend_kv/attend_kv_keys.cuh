@@ -416,8 +416,8 @@ __device__ __forceinline__ void key_logits(const KeyQuery<D, T> & a, const HeadR
     });
 }
 
-// Bit i: place 8 i + lane / 4 of a block of n is seen. A call, and the others here too: few blocks need it, and a jump
-// over what does not run waits for instructions.
+// Bit i: place 8 i + lane / 4 of a block of n is seen. A call, as copy_rows() is: few units need it, and a jump over
+// what does not run waits for instructions.
 inline __device__ __noinline__ uint32_t seen_places(const uint16_t * position, uint32_t first_seen, uint32_t last_seen,
                                                     int n, int lane) {
     uint32_t all = 0;
