@@ -8,7 +8,6 @@
 namespace zipcache::metal {
 namespace {
 
-constexpr size_t kAlign = 256;
 constexpr size_t kLeastRegion = size_t(1) << 20;  // bytes
 
 const char * base_of(ggml_backend_buffer_t buffer) {
@@ -44,61 +43,39 @@ void Arena::release_buffer(ggml_backend_buffer_t buffer) {
     gpu_.release(buffer);
 }
 
-// Null where no hole is large enough.
-void * Arena::cut(const char * base, Region & region, size_t n_bytes) const {
-    const auto hole = std::find_if(region.holes.begin(), region.holes.end(),
-                                   [&](const auto & some) { return some.second >= n_bytes; });
-    if (hole == region.holes.end()) {
-        return nullptr;
+// Null where no region has a hole for it.
+void * Arena::cut(size_t n_bytes) {
+    for (auto & [base, region] : regions_) {
+        if (const auto piece = region.pieces.cut(n_bytes)) {
+            return const_cast<char *>(base) + piece->offset;
+        }
     }
-    const auto [offset, size] = *hole;
-    region.holes.erase(hole);
-    if (size > n_bytes) {
-        region.holes[offset + n_bytes] = size - n_bytes;
-    }
-    region.pieces[offset] = n_bytes;
-    return const_cast<char *>(base) + offset;
+    return nullptr;
 }
 
 void * Arena::allocate(size_t n_bytes) {
-    n_bytes = (std::max<size_t>(n_bytes, 1) + kAlign - 1) / kAlign * kAlign;
-    for (auto & [base, region] : regions_) {
-        if (void * piece = cut(base, region, n_bytes)) {
-            return piece;
-        }
+    if (void * piece = cut(n_bytes)) {
+        return piece;
     }
     size_t all = 0;
     for (const auto & [base, region] : regions_) {
         all += region.size;
     }
-    Region * region = add(std::max({n_bytes, kLeastRegion, all / 8}));  // few however much there is
+    Region * region = add(std::max({Pieces::whole(n_bytes), kLeastRegion, all / 8}));  // few however much there is
     if (!region) {
         return nullptr;
     }
-    region->holes[0] = region->size;
-    return cut(base_of(region->gpu.buffer), *region, n_bytes);
+    region->pieces = Pieces(region->size);
+    return cut(n_bytes);
 }
 
 void Arena::release(void * piece) {
     const auto found = regions_.find(holding(piece)->first);
     Region & region = found->second;
-    const auto at = region.pieces.find(static_cast<const char *>(piece) - found->first);
-    size_t offset = at->first, size = at->second;
-    region.pieces.erase(at);
+    region.pieces.give_back(static_cast<const char *>(piece) - found->first);
     if (region.pieces.empty()) {
         release_buffer(region.gpu.buffer);
-        return;
     }
-    auto after = region.holes.lower_bound(offset);
-    if (after != region.holes.begin() && std::prev(after)->first + std::prev(after)->second == offset) {
-        offset = std::prev(after)->first;
-        size += std::prev(after)->second;
-    }
-    if (after != region.holes.end() && offset + size == after->first) {
-        size += after->second;
-        region.holes.erase(after);
-    }
-    region.holes[offset] = size;
 }
 
 Arena::Regions::const_iterator Arena::holding(const void * at) const {

@@ -1,6 +1,7 @@
 #pragma once
 #include <map>
 
+#include "device/pieces.h"
 #include "metal/gpu.h"
 
 namespace zipcache::metal {
@@ -26,13 +27,12 @@ class Arena {
     struct Region {
         GpuBuffer gpu;
         size_t size = 0;
-        std::map<size_t, size_t> holes;   // of those that are cut into pieces: offset, bytes
-        std::map<size_t, size_t> pieces;  // offset, bytes
+        Pieces pieces = Pieces(0);  // of those that are cut
     };
     using Regions = std::map<const char *, Region>;  // by their first byte
 
     Region * add(size_t n_bytes);
-    void * cut(const char * base, Region & region, size_t n_bytes) const;
+    void * cut(size_t n_bytes);
     Regions::const_iterator holding(const void * at) const;
 
     Gpu & gpu_;

@@ -1,10 +1,8 @@
 #include <algorithm>
-#include <map>
-#include <random>
 
-#include "check.h"
 #include "common/error.h"
 #include "metal/arena.h"
+#include "pieces_sample.h"
 
 using namespace zipcache;
 
@@ -44,27 +42,14 @@ TEST(metal_arena_pieces_are_apart_and_all_goes_back) {
     CountingGpu gpu;
     metal::Arena arena(gpu);
     std::mt19937 random(test_seed());
-    std::map<char *, size_t> pieces;
-    for (int i = 0; i < 2000; ++i) {
-        if (pieces.empty() || random() % 5 < 3) {
-            const size_t n_bytes = random() % 3 == 0 ? random() % 700000 : random() % 3000;
-            auto * piece = static_cast<char *>(arena.allocate(n_bytes));
-            const auto after = pieces.lower_bound(piece);
-            CHECK(reinterpret_cast<uintptr_t>(piece) % 32 == 0 && arena.address(piece) % 256 == 0);
-            CHECK(after == pieces.end() || piece + n_bytes <= after->first);
-            CHECK(after == pieces.begin() || std::prev(after)->first + std::prev(after)->second <= piece);
-            std::fill_n(piece, n_bytes, char(1));
-            pieces[piece] = n_bytes;
-        } else {
-            const auto gone = std::next(pieces.begin(), random() % pieces.size());
-            arena.release(gone->first);
-            pieces.erase(gone);
-        }
-    }
-    CHECK(gpu.n_buffers > 0);
-    for (const auto & [piece, n_bytes] : pieces) {
-        arena.release(piece);
-    }
+    auto allocate = [&](size_t n_bytes) {
+        auto * piece = static_cast<char *>(arena.allocate(n_bytes));
+        CHECK(reinterpret_cast<uintptr_t>(piece) % 32 == 0 && arena.address(piece) % 256 == 0);
+        std::fill_n(piece, n_bytes, char(1));
+        CHECK(gpu.n_buffers > 0);
+        return reinterpret_cast<uintptr_t>(piece);
+    };
+    check_pieces_are_apart(random, allocate, [&](uintptr_t at) { arena.release(reinterpret_cast<void *>(at)); });
     CHECK(gpu.n_buffers == 0);
 }
 
