@@ -1,5 +1,7 @@
 #include "cuda/codec.h"
 
+#include "common/error.h"
+#include "cuda/check.h"
 #include "kv/water_fill.h"
 
 namespace zipcache::cuda {
@@ -42,12 +44,12 @@ struct CudaCodec::Scores {
     Temporary<float> square;       // [n_kv_heads, n_rows]
     Temporary<float> seen;         // [n]: probes that see each row that is compressed
 
-    Scores(int n_kv_heads, int64_t rows, int64_t n, const std::vector<int64_t> & probes, cudaStream_t stream)
+    Scores(CudaDevice & device, int n_kv_heads, int64_t rows, int64_t n, const std::vector<int64_t> & probes)
         : n_rows(rows),
-          probe_row(probes, stream),
-          score(n_kv_heads * rows, stream),
-          square(n_kv_heads * rows, stream),
-          seen(n, stream) {
+          probe_row(device, probes),
+          score(device, n_kv_heads * rows),
+          square(device, n_kv_heads * rows),
+          seen(device, n) {
         score.clear();
         square.clear();
     }
@@ -64,17 +66,17 @@ KeyRows CudaCodec::key_rows(const Rows & rows) const {
 CudaCodec::Scores CudaCodec::score(const Rows & rows, int64_t first, int64_t n, const Probes & probes) const {
     const cudaStream_t stream = device_.stream();
     const auto n_probes = static_cast<int32_t>(probes.size());
-    Scores s(h_.n_kv_heads, rows.n, n, probes.row, stream);
+    Scores s(device_, h_.n_kv_heads, rows.n, n, probes.row);
     if (n_probes > 0 && of_prefill(probes)) {
         const ggml_zipcache_probes args = {h_.n_heads,          h_.n_kv_heads, h_.head_dim, h_.attention_scale,
                                            rows.sliding_window, rows.n,        rows.stride, rows.k,
                                            s.probe_row.data(),  probes.q};
         const ggml_zipcache_cuda_scores out = {n_probes, s.score.data(), s.square.data()};
-        Temporary<uint8_t> workspace(ggml_zipcache_cuda_score_probes_workspace(&args, n_probes), stream);
+        Temporary<uint8_t> workspace(device_, ggml_zipcache_cuda_score_probes_workspace(&args, n_probes));
         check(ggml_zipcache_cuda_score_probes(&args, &out, workspace.data(), workspace.bytes(), stream),
               "score_probes");
     } else if (n_probes > 0) {
-        const Temporary<int32_t> slot(probes.slot, stream);
+        const Temporary<int32_t> slot(device_, probes.slot);
         const KnownProbes known = {n_probes, s.probe_row.data(), slot.data(), probes.slot_q, probes.slot_log_sum};
         score_known(key_rows(rows), known, s.score.data(), s.square.data(), stream);
     }
@@ -90,11 +92,11 @@ std::shared_ptr<const Balance> CudaCodec::find_balance(int layer, const Rows & r
     found->on_device = Bytes(device_, sizeof(float) * 2 * (width + h_.n_kv_heads));
     auto * at = found->on_device.as<float>();
     const BalanceOut out = {at, at + width, at + 2 * width, at + 2 * width + h_.n_kv_heads};
-    const Temporary<float> norms(norms_.of(layer), stream);
+    const Temporary<float> norms(device_, norms_.of(layer));
     // a window that is a layer's first has decode steps for probes
-    const Temporary<float> queries(of_prefill(probes) ? 0 : probes.size() * h_.n_heads * h_.head_dim, stream);
+    const Temporary<float> queries(device_, of_prefill(probes) ? 0 : probes.size() * h_.n_heads * h_.head_dim);
     if (!of_prefill(probes)) {
-        const Temporary<int32_t> slot(probes.slot, stream);
+        const Temporary<int32_t> slot(device_, probes.slot);
         gather_queries(probes.slot_q, slot.data(), probes.size(), h_.n_heads * h_.head_dim, queries.data(), stream);
     }
     const BalanceArgs args = {key_rows(rows),
@@ -107,7 +109,7 @@ std::shared_ptr<const Balance> CudaCodec::find_balance(int layer, const Rows & r
                               scores.square.data(),
                               scores.seen.data(),
                               norms.data()};
-    Temporary<uint8_t> workspace(balance_workspace(args), stream);
+    Temporary<uint8_t> workspace(device_, balance_workspace(args));
     balance(args, out, workspace.data(), stream);
     found->k_divisor.resize(width);
     found->v_divisor.resize(width);
@@ -144,7 +146,7 @@ void CudaCodec::choose_tiers(const Segment & s, int layer, const Rows & rows, in
     const cudaStream_t stream = device_.stream();
     const int64_t n = s.n_tokens;
     const int n_ranks = policy_->options.per_head ? h_.n_kv_heads : 1;
-    Temporary<float> saliency(n_ranks * n, stream);
+    Temporary<float> saliency(device_, n_ranks * n);
     find_saliency(layer, first, n, scores, saliency.data());
     if (policy_->ranking == Ranking::top_ratio) {
         top_ratio(saliency.data(), n_ranks, n, policy_->n_salient(n), tier, stream);
@@ -152,8 +154,8 @@ void CudaCodec::choose_tiers(const Segment & s, int layer, const Rows & rows, in
     }
     const int64_t width = int64_t(h_.n_kv_heads) * h_.head_dim;
     const auto * balance = s.balance->on_device.as<float>();
-    const Temporary<double> mean(1, stream);
-    const Temporary<float> k(h_.n_kv_heads * n, stream), v(h_.n_kv_heads * n, stream);
+    const Temporary<double> mean(device_, 1);
+    const Temporary<float> k(device_, h_.n_kv_heads * n), v(device_, h_.n_kv_heads * n);
     costs({key_rows(rows), rows.v, first, n, balance, balance + width, balance + 2 * width,
            balance + 2 * width + h_.n_kv_heads, n_ranks, saliency.data(), mean.data()},
           k.data(), v.data(), stream);
@@ -161,7 +163,7 @@ void CudaCodec::choose_tiers(const Segment & s, int layer, const Rows & rows, in
         sizes_ = sizes_of(*s.format, n);
         sizes_for_ = {s.format, n};
     }
-    Temporary<uint8_t> workspace(water_fill_workspace(sizes_, h_.n_kv_heads), stream);
+    Temporary<uint8_t> workspace(device_, water_fill_workspace(sizes_, h_.n_kv_heads));
     workspace.clear();
     const double elements = 2.0 * double(h_.n_kv_heads * n) * h_.head_dim;
     water_fill(sizes_, h_.n_kv_heads, n, k.data(), v.data(), policy_->budget * elements / 8, tier, workspace.data(),
@@ -180,7 +182,7 @@ void CudaCodec::quantize(Segment & s, const Rows & rows, int64_t first, const ui
                                      values_divisor(s),
                                      tier,
                                      nullptr};
-    Temporary<uint8_t> workspace(ggml_zipcache_cuda_quantize_kv_workspace(s.format, s.n_tokens), stream);
+    Temporary<uint8_t> workspace(device_, ggml_zipcache_cuda_quantize_kv_workspace(s.format, s.n_tokens));
     check(ggml_zipcache_cuda_quantize_kv(s.format, &args, s.device_data.as(), s.device_data.size(), workspace.data(),
                                          workspace.bytes(), stream),
           "quantize_kv");
@@ -194,7 +196,7 @@ void CudaCodec::fit(const std::vector<std::shared_ptr<Segment>> & segments) cons
     const auto lock = device_.turn();
     const cudaStream_t stream = device_.stream();
     std::vector<Header> headers(segments.size());
-    const Temporary<Header> gathered(segments.size(), stream);
+    const Temporary<Header> gathered(device_, segments.size());
     for (size_t i = 0; i < segments.size(); ++i) {
         check(cudaMemcpyAsync(gathered.data() + i, segments[i]->device_data.as(), sizeof(Header),
                               cudaMemcpyDeviceToDevice, stream),
@@ -222,7 +224,7 @@ std::shared_ptr<Segment> CudaCodec::compress(int layer, const Rows & rows, int64
     segment->policy = policy_;
     segment->format = &policy_->format_for(n);
     segment->n_tokens = n;
-    Temporary<uint8_t> tier(n * (segment->format->same_order ? 1 : h_.n_kv_heads), stream);
+    Temporary<uint8_t> tier(device_, n * (segment->format->same_order ? 1 : h_.n_kv_heads));
     tier.clear();
     if (policy_->ranking != Ranking::none) {
         const Scores scores = score(rows, first, n, probes);
@@ -244,7 +246,7 @@ std::shared_ptr<Segment> CudaCodec::compress(int layer, const Rows & rows, int64
 std::shared_ptr<const Bytes> CudaCodec::places(const Segment & s) const {
     const auto lock = device_.turn();
     auto places = std::make_shared<Bytes>(device_, sizeof(uint16_t) * h_.n_kv_heads * s.view.n_places);
-    Temporary<uint8_t> workspace(ggml_zipcache_cuda_dequantize_kv_workspace(s.format, s.n_tokens), device_.stream());
+    Temporary<uint8_t> workspace(device_, ggml_zipcache_cuda_dequantize_kv_workspace(s.format, s.n_tokens));
     check(ggml_zipcache_cuda_positions(s.format, s.device_data.as(), s.n_tokens, places->as<uint16_t>(),
                                        workspace.data(), workspace.bytes(), device_.stream()),
           "positions");
@@ -254,7 +256,7 @@ std::shared_ptr<const Bytes> CudaCodec::places(const Segment & s) const {
 void CudaCodec::rows_of(const Segment & s, const ggml_zipcache_cuda_rows_out & out) const {
     const auto lock = device_.turn();
     const cudaStream_t stream = device_.stream();
-    Temporary<uint8_t> workspace(ggml_zipcache_cuda_dequantize_kv_workspace(s.format, s.n_tokens), stream);
+    Temporary<uint8_t> workspace(device_, ggml_zipcache_cuda_dequantize_kv_workspace(s.format, s.n_tokens));
     check(ggml_zipcache_cuda_dequantize_kv(s.format, s.device_data.as(), &out, workspace.data(), workspace.bytes(),
                                            stream),
           "dequantize_kv");

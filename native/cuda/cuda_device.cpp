@@ -18,6 +18,8 @@
 namespace zipcache::cuda {
 namespace {
 
+constexpr size_t kMostIdle = size_t(64) << 20;  // bytes, for the next compression
+
 cudaEvent_t native(ggml_backend_event_t event) {
     return static_cast<cudaEvent_t>(event->context);
 }
@@ -127,19 +129,11 @@ CudaDevice::CudaDevice(int index) : index_(index), backend_(ggml_backend_cuda_in
     }
     check(cudaSetDevice(index), "choose the device");
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "make a stream");
-    keep_temporaries();
+    pieces_ = std::make_unique<PagedMemory>(index);
     for (Event * event : {&ours_, &theirs_, &started_, &started_before_}) {
         event->reset(ggml_backend_event_new(ggml_backend_get_device(backend_.get())));
     }
     least_wide_ = has_wide_product(index) ? kLeastWide : kNeverWide;
-}
-
-// Memory of a compression is kept for the next: giving it back and getting it again costs more than using it.
-void CudaDevice::keep_temporaries() const {
-    uint64_t kept = uint64_t(32) << 20;  // bytes
-    cudaMemPool_t pool = nullptr;
-    check(cudaDeviceGetDefaultMemPool(&pool, index_), "find its memory pool");
-    check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept), "set its memory pool");
 }
 
 CudaDevice::~CudaDevice() {
@@ -262,21 +256,20 @@ ggml_tensor * CudaDevice::fill_mask(ggml_context * ctx, ggml_tensor * mask, ggml
     return own_node_inplace(ctx, kFillMask, mask, spans);
 }
 
-// From CUDA's pool, in the order of our stream: nothing waits, as it would for cudaMalloc and cudaFree.
+// Nothing waits, as it would for cudaMalloc and cudaFree, but for what gives much memory back.
 void * CudaDevice::allocate(size_t n_bytes) {
     const auto lock = turn();
-    void * memory = nullptr;
-    if (cudaMallocAsync(&memory, n_bytes, stream_) != cudaSuccess) {
-        (void) cudaGetLastError();
-        return nullptr;
-    }
-    return memory;
+    return pieces_->allocate(n_bytes);
 }
 
 void CudaDevice::release(void * memory) {
     const std::lock_guard<std::recursive_mutex> lock(mutex_);
     (void) cudaSetDevice(index_);
-    (void) cudaFreeAsync(memory, stream_);
+    pieces_->release(memory);
+    if (pieces_->idle_bytes() > kMostIdle) {
+        (void) cudaStreamSynchronize(stream_);
+        pieces_->trim();
+    }
 }
 
 void CudaDevice::clear(void * memory, size_t n_bytes) {

@@ -4,6 +4,7 @@
 #include <mutex>
 #include <vector>
 
+#include "cuda/paged_memory.h"
 #include "device/device.h"
 
 namespace zipcache::cuda {
@@ -78,7 +79,6 @@ class CudaDevice : public Device {
         void operator()(ggml_backend_event_t event) const { ggml_backend_event_free(event); }
     };
     using Event = std::unique_ptr<ggml_backend_event, EventDeleter>;
-    void keep_temporaries() const;
     void enqueue(ggml_cgraph * graph);
     void run_ggml(ggml_cgraph * graph, int first, int last);
     void ggml_waits_for_us();
@@ -88,6 +88,7 @@ class CudaDevice : public Device {
     mutable std::recursive_mutex mutex_;  // the codec holds it while it gets memory
     GgmlBackend backend_;
     cudaStream_t stream_ = nullptr;
+    std::unique_ptr<PagedMemory> pieces_;
     Event ours_, theirs_;
     Event started_, started_before_;  // graphs: the last, and the one before
     int64_t least_wide_;

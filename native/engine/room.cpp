@@ -10,8 +10,9 @@ namespace zipcache {
 namespace {
 
 constexpr int64_t kLeast = 256;  // tokens that a session must have room for
-// What the pools of CUDA and ggml hold of temporaries in the end, of a prompt of 126,976 tokens on an 8B model.
-constexpr size_t kPools = size_t(256) << 20;
+// What ggml and cuBLAS hold of temporaries, and compressions beside their segments, of a prompt of 126,976 tokens on an
+// 8B model.
+constexpr size_t kTemporaries = size_t(80) << 20;
 
 std::string mib(size_t bytes) {
     return std::to_string(bytes >> 20) + " MiB";
@@ -54,7 +55,7 @@ size_t session_bytes(const HParams & h, const Policy & policy, const KvStage & s
         most = std::max(most, stage.layers.n_layers() * layer +
                                   stretch_bytes(h, policy, device.chunk(), device.least_wide(), n_past, n));
     });
-    return most + kPools;
+    return most + kTemporaries;
 }
 
 int64_t fitting_n_ctx(Model & model, const std::shared_ptr<const Policy> & policy, int64_t n_ctx) {
