@@ -29,7 +29,7 @@ class Session {
   public:
     // Tokens that pass the layers together, which bounds the hidden states: fewer of them far into a context, where the
     // cache takes the memory.
-    static int64_t stretch_after(int64_t n_past) { return n_past < 65536 ? 32768 : n_past < 98304 ? 8192 : 4096; }
+    static int64_t stretch_after(int64_t n_past) { return n_past < 65536 ? 32768 : 8192; }
 
     // n_ctx 0: what the model was trained for, or less where a GPU has memory for less. Throws ArgumentError for more
     // than that, or for an unknown policy.
