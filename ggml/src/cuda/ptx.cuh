@@ -91,6 +91,20 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void * from, uint32
                  : "memory");
 }
 
+// The same of what nobody reads again: it is the first to leave the L2 cache, and other things, instructions among
+// them, stay there.
+__device__ __forceinline__ void copy_bulk_once(uint32_t to, const void * from, uint32_t n, uint32_t arrival) {
+    asm volatile(
+        "{\n"
+        ".reg .b64 policy;\n"
+        "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], "
+        "policy;\n"
+        "}\n" ::"r"(to),
+        "l"(from), "r"(n), "r"(arrival)
+        : "memory");
+}
+
 // Waits for the phase of that parity.
 __device__ __forceinline__ void wait_arrival(uint32_t arrival, uint32_t parity) {
     asm volatile(
@@ -113,6 +127,7 @@ constexpr bool kBulkCopies = false;
 __device__ __forceinline__ void make_arrival(uint32_t) {}
 __device__ __forceinline__ void expect_bytes(uint32_t, uint32_t) {}
 __device__ __forceinline__ void copy_bulk(uint32_t, const void *, uint32_t, uint32_t) {}
+__device__ __forceinline__ void copy_bulk_once(uint32_t, const void *, uint32_t, uint32_t) {}
 __device__ __forceinline__ void wait_arrival(uint32_t, uint32_t) {}
 __device__ __forceinline__ void before_bulk_copies() {}
 #endif
@@ -127,19 +142,29 @@ __device__ __forceinline__ void store_relaxed(float * at, const float2 & x) {
     asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1,%2};" ::"l"(at), "f"(x.x), "f"(x.y) : "memory");
 }
 
-__device__ __forceinline__ float4 load_relaxed4(const float * at) {
-    float4 x;
-    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0,%1,%2,%3}, [%4];"
-                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
-                 : "l"(at)
-                 : "memory");
-    return x;
+// Into x if `wanted`, without a branch: many are on their way at once.
+__device__ __forceinline__ void load_relaxed(float4 & x, const float * at, bool wanted) {
+    asm volatile(
+        "{\n"
+        ".reg .pred wanted;\n"
+        "setp.ne.u32 wanted, %5, 0;\n"
+        "@wanted ld.relaxed.gpu.global.v4.f32 {%0,%1,%2,%3}, [%4];\n"
+        "}\n"
+        : "+f"(x.x), "+f"(x.y), "+f"(x.z), "+f"(x.w)
+        : "l"(at), "r"(uint32_t(wanted))
+        : "memory");
 }
 
-__device__ __forceinline__ float2 load_relaxed2(const float * at) {
-    float2 x;
-    asm volatile("ld.relaxed.gpu.global.v2.f32 {%0,%1}, [%2];" : "=f"(x.x), "=f"(x.y) : "l"(at) : "memory");
-    return x;
+__device__ __forceinline__ void load_relaxed(float2 & x, const float * at, bool wanted) {
+    asm volatile(
+        "{\n"
+        ".reg .pred wanted;\n"
+        "setp.ne.u32 wanted, %3, 0;\n"
+        "@wanted ld.relaxed.gpu.global.v2.f32 {%0,%1}, [%2];\n"
+        "}\n"
+        : "+f"(x.x), "+f"(x.y)
+        : "l"(at), "r"(uint32_t(wanted))
+        : "memory");
 }
 
 __device__ __forceinline__ void commit_copies() {

@@ -7,6 +7,23 @@ namespace zipcache::cuda {
 template <int D>
 using Row = float[(D + kLanes - 1) / kLanes];
 
+// Over a warp.
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int step = 1; step < kLanes; step *= 2) {
+        x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+    }
+    return x;
+}
+
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int step = 1; step < kLanes; step *= 2) {
+        x += __shfl_xor_sync(~0u, x, step);
+    }
+    return x;
+}
+
 // x <- x H, as transform.h defines it.
 template <int D>
 __device__ __forceinline__ void warp_hadamard(Row<D> & x, int lane) {

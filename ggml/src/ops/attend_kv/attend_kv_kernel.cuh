@@ -31,10 +31,7 @@ __device__ __forceinline__ void store_row(Queries & queries, float * stored, int
         x[i] *= queries.scale;
         most = fmaxf(most, fabsf(x[i]));
     }
-#pragma unroll
-    for (int step = 1; step < kLanes; step *= 2) {
-        most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
-    }
+    most = warp_max(most);
     const float up = most > 0 ? __fdividef(kShare, most) : 0;
 #pragma unroll
     for (int i = 0; i * kLanes < D; ++i) {
@@ -109,7 +106,7 @@ struct Worker {
         if constexpr (kBulkCopies) {
             if (lane == 0) {
                 expect_bytes(arrivals.barrier(key), n + shared);
-                copy_bulk(slot, from, n, arrivals.barrier(key));
+                copy_bulk_once(slot, from, n, arrivals.barrier(key));
                 if (shared > 0) {
                     copy_bulk(shared_slot, shared_from, shared, arrivals.barrier(key));
                 }
@@ -277,20 +274,19 @@ __device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared,
         fetch_line(sequence.probe_slot + item.seen.last - 1);
     }
     const int first = turns.begin(warp);
-    const Ref ref = first < turns.last ? worker.ref_of(first) : Ref{};
+    const bool any = first < turns.last, early = any && !worker.is_window(first);
+    const Ref ref = any ? worker.ref_of(first) : Ref{};
     fetch_references(item, turns);
-    wait_for_the_launch_before();  // it turns the queries and stores the newest token
-    Row<D> row;
-    load_row<D>(p, item, warp, lane, row);
-    __syncthreads();
-    // behind what all warps asked for so far, which would come late behind some warps' blocks
-    if (first < turns.last) {
+    if (early) {
+        worker.begin(first, ref);
+    }
+    wait_for_the_launch_before();  // it turns the queries and stores the newest token, in the window
+    if (any && !early) {
         worker.begin(first, ref);
     }
     for (int r = warp; r < kTile * T; r += n_warps) {
-        if (r != warp) {
-            load_row<D>(p, item, r, lane, row);
-        }
+        Row<D> row;
+        load_row<D>(p, item, r, lane, row);
         store_row<D>(shared.queries, acc, r, lane, row);
     }
     __syncthreads();
@@ -343,10 +339,7 @@ __global__ void __launch_bounds__(Shape<D>::kWarps * kLanes, 1) attend(AttendPar
         work_on<D, T, Any>(p, shared, arrivals, red, acc);
         if (shared.share.is_first()) {
             const Ending<D> ending(shared.item);
-            if (shared.share.n_parts > 1) {
-                merge_parts<D>(p, shared.item, shared.share, red, acc, shared.merged);
-            }
-            finish<D>(p, shared.item, ending, acc, shared.merged);
+            finish<D>(p, shared.item, shared.share, ending, acc, shared.merged);
         }
         __syncthreads();
     }

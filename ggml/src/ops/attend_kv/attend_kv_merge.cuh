@@ -35,18 +35,12 @@ __device__ __forceinline__ bool is_there(float x) {
     return __float_as_uint(x) != 0;
 }
 
-__device__ __forceinline__ bool is_there(const float4 & x) {
-    return is_there(x.x) && is_there(x.y) && is_there(x.z) && is_there(x.w);
+__device__ __forceinline__ bool is_there(const float2 & x) {
+    return is_there(x.x) && is_there(x.y);
 }
 
-// Waits for them, and leaves zeros.
-__device__ __forceinline__ float2 take(float * at) {
-    float2 x;
-    do {
-        x = load_relaxed2(at);
-    } while (!(is_there(x.x) && is_there(x.y)));
-    *reinterpret_cast<float2 *>(at) = {};
-    return x;
+__device__ __forceinline__ bool is_there(const float4 & x) {
+    return is_there(x.x) && is_there(x.y) && is_there(x.z) && is_there(x.w);
 }
 
 // Where a block leaves its part of an item for the first part's block. A word is zero until its value is there, and
@@ -83,17 +77,21 @@ __device__ void merge_warps(const Sums<D, T> & sums, int n_rows, float * red, fl
     __syncthreads();
     for (int i = threadIdx.x * 4; i < n_rows * D; i += blockDim.x * 4) {
         const int row = i / D;
+        // of as many warps as there may be, so that all is loaded at once: those that are not there are the last again
         float top = -INFINITY, total = 0;
-        for (int w = 0; w < n_warps; ++w) {
-            top = fmaxf(top, maximum[w][row]);
+#pragma unroll
+        for (int w = 0; w < S::kWarps; ++w) {
+            top = fmaxf(top, maximum[min(w, n_warps - 1)][row]);
         }
         float4 out = {};
-#pragma unroll 4
-        for (int w = 0; w < n_warps; ++w) {
-            const float weight = top == -INFINITY ? 0 : exp2_fast(maximum[w][row] - top);
-            total = fmaf(weight, sum[w][row], total);
+#pragma unroll
+        for (int w = 0; w < S::kWarps; ++w) {
+            const int from = min(w, n_warps - 1);
+            const bool counts = w < n_warps && top > -INFINITY;
+            const float weight = counts ? exp2_fast(maximum[from][row] - top) : 0;
+            total = fmaf(weight, sum[from][row], total);
             add_weighted(out, weight,
-                         *reinterpret_cast<const float4 *>(red + (w * kRows + row) * S::kRedStride + i % D));
+                         *reinterpret_cast<const float4 *>(red + (from * kRows + row) * S::kRedStride + i % D));
         }
         if (part) {
             leave(part + i, out);
@@ -111,32 +109,37 @@ __device__ void merge_warps(const Sums<D, T> & sums, int n_rows, float * red, fl
     __syncthreads();
 }
 
-// The same values of some of an item's other parts, as many as a thread has room for.
+// A row of some of an item's other parts in a warp: of each part 4 channels a lane, as many parts as a lane has room
+// for, and one part's maximum and sum. All is looked for at once: each look is a way to the L2 cache and back.
 template <int D>
 struct Others {
     static constexpr int kMost = 16;
-    float * at;  // the values in the first of these parts
+    float * at;      // the channels in the first of these parts
+    float * own_at;  // maximum and sum of part `lane`
     int n;
     float4 x[kMost];
+    float2 own;
 
-    __device__ __forceinline__ float * place(int k) const { return at + k * part_floats(D); }
-    // what is there so far
-    __device__ __forceinline__ Others(float * at, int n) : at(at), n(n) {
+    // n: 0 for a lane without channels. own_at: null for a lane without a part.
+    __device__ __forceinline__ Others(float * at, int n, float * own_at) : at(at), own_at(own_at), n(n) {
+        own = own_at ? float2{} : float2{-INFINITY, 1};
 #pragma unroll
         for (int k = 0; k < kMost; ++k) {
-            x[k] = k < n ? load_relaxed4(place(k)) : float4{1, 1, 1, 1};
+            x[k] = k < n ? float4{} : float4{1, 1, 1, 1};
         }
     }
-    // Waits for all of them, and leaves zeros.
+    __device__ __forceinline__ float * place(int k) const { return at + k * part_floats(D); }
+
+    // Waits for all of it, and leaves zeros.
     __device__ __forceinline__ void take() {
         for (bool there = false; !there;) {
-            there = true;
+            there = is_there(own);
+            load_relaxed(own, own_at, !there);
 #pragma unroll
             for (int k = 0; k < kMost; ++k) {
-                if (!is_there(x[k])) {
-                    x[k] = load_relaxed4(place(k));
-                    there = false;
-                }
+                const bool is_new = !is_there(x[k]);
+                load_relaxed(x[k], place(k), is_new);
+                there &= !is_new;
             }
         }
 #pragma unroll
@@ -145,76 +148,54 @@ struct Others {
                 *reinterpret_cast<float4 *>(place(k)) = {};
             }
         }
+        if (own_at) {
+            *reinterpret_cast<float2 *>(own_at) = {};
+        }
     }
 };
 
-// Adds the other parts of an item to its first one, in acc. weight: shared [2, n_parts, kRows].
+// Adds a row of an item's other parts, the first of them at `from`, to that of its first part, in acc and merged. One
+// warp does all of it: threads that wait for one another would each wait for memory first.
 template <int D>
-__device__ void merge_parts(const AttendParams & p, const Item & item, const Share & share, float * weight, float * acc,
-                            Merged & merged) {
-    const int n_values = item.n_rows * D, warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
-    constexpr int kMost = Others<D>::kMost;
-    float * from = part_at<D>(p, item, share.first_part);
-    auto part = [&](int k) { return from + int64_t(k) * part_floats(D); };
-    auto others = [&](int i, int k) {
-        return Others<D>(part(k) + i, i < n_values ? min(kMost, share.n_parts - k) : 0);
-    };
-    Others<D> first = others(threadIdx.x * 4, 1);  // on their way while the weights are found
-    float * sum = weight + share.n_parts * kRows;
-    for (int i = blockDim.x - 1 - threadIdx.x; i < share.n_parts * kRows; i += blockDim.x) {  // by other threads
-        const int k = i / kRows, r = i % kRows;
-        float2 own = {merged.maximum[r], merged.sum[r]};
-        if (k > 0 && r < item.n_rows) {
-            own = take(part(k) + kRows * D + 2 * r);
-        }
-        weight[i] = own.x;
-        sum[i] = own.y;
-    }
-    __syncthreads();
-    for (int r = warp; r < item.n_rows; r += blockDim.x / kLanes) {
-        float top = -INFINITY, total = 0;
-        for (int k = lane; k < share.n_parts; k += kLanes) {
-            top = fmaxf(top, weight[k * kRows + r]);
-        }
+__device__ __forceinline__ void add_parts(float * from, int n_parts, int row, int lane, float * acc, Merged & merged) {
+    constexpr int kMost = Others<D>::kMost, kAtOnce = kLanes * 4;  // parts; channels
+    float * own = acc + row * D;
+    for (int k = 0; k < n_parts; k += kMost) {
+        const int n = min(kMost, n_parts - k);
+        float * first = from + int64_t(k) * part_floats(D);
+        Others<D> others(first + row * D + lane * 4, lane * 4 < D ? n : 0,
+                         lane < n ? first + lane * part_floats(D) + kRows * D + 2 * row : nullptr);
+        others.take();
+        const float top = warp_max(fmaxf(merged.maximum[row], others.own.x));
+        const float weight = top == -INFINITY ? 0 : exp2_fast(others.own.x - top);
+        const float kept = top == -INFINITY ? 0 : exp2_fast(merged.maximum[row] - top);
+        const float sum = fmaf(kept, merged.sum[row], warp_sum(weight * others.own.y));
 #pragma unroll
-        for (int step = 1; step < kLanes; step *= 2) {
-            top = fmaxf(top, __shfl_xor_sync(~0u, top, step));
-        }
-        for (int k = lane; k < share.n_parts; k += kLanes) {
-            float & own = weight[k * kRows + r];
-            own = top == -INFINITY ? 0 : exp2_fast(own - top);
-            total = fmaf(own, sum[k * kRows + r], total);
-        }
-#pragma unroll
-        for (int step = 1; step < kLanes; step *= 2) {
-            total += __shfl_xor_sync(~0u, total, step);
-        }
-        if (lane == 0) {
-            merged.maximum[r] = top;
-            merged.sum[r] = total;
-        }
-    }
-    __syncthreads();
-    for (int i = threadIdx.x * 4; i < n_values; i += blockDim.x * 4) {
-        const float * own = weight + i / D;
-        const float4 x = *reinterpret_cast<const float4 *>(acc + i);
-        float4 out = {};
-        add_weighted(out, *own, x);
-        for (int k = 1; k < share.n_parts; k += kMost) {
-            if (k > 1 || i >= int(blockDim.x) * 4) {
-                first = others(i, k);
+        for (int c = 0; c < D; c += kAtOnce) {
+            const bool any = c + lane * 4 < D;
+            if (c > 0) {
+                others = Others<D>(first + row * D + c + lane * 4, any ? n : 0, nullptr);
+                others.take();
             }
-            first.take();
+            float4 out = {};
+            if (any) {
+                add_weighted(out, kept, *reinterpret_cast<const float4 *>(own + c + lane * 4));
+            }
 #pragma unroll
             for (int j = 0; j < kMost; ++j) {
-                if (j < first.n) {
-                    add_weighted(out, own[(k + j) * kRows], first.x[j]);
-                }
+                add_weighted(out, __shfl_sync(~0u, weight, j), others.x[j]);
+            }
+            if (any) {
+                *reinterpret_cast<float4 *>(own + c + lane * 4) = out;
             }
         }
-        *reinterpret_cast<float4 *>(acc + i) = out;
+        __syncwarp();
+        if (lane == 0) {
+            merged.maximum[row] = top;
+            merged.sum[row] = sum;
+        }
+        __syncwarp();
     }
-    __syncthreads();
 }
 
 // What finish() reads of an item from far, asked for early.
@@ -235,15 +216,16 @@ struct Ending {
     }
 };
 
-// Undoes the values' transform and writes an item's results.
+// Adds an item's other parts, undoes the values' transform and writes the results. acc, merged: of the first part.
 template <int D>
-__device__ void finish(const AttendParams & p, const Item & item, const Ending<D> & ending, const float * acc,
-                       const Merged & merged) {
+__device__ void finish(const AttendParams & p, const Item & item, const Share & share, const Ending<D> & ending,
+                       float * acc, Merged & merged) {
     const auto & s = *item.sequence;
     const int slot = ending.slot;
     const int64_t first = int64_t(item.row) * D, head = item.row % p.a.n_heads;
     const int lane = threadIdx.x % kLanes;
     for (int r = threadIdx.x / kLanes; r < item.n_rows; r += blockDim.x / kLanes) {
+        add_parts<D>(part_at<D>(p, item, share.first_part + 1), share.n_parts - 1, r, lane, acc, merged);
         Row<D> x;
 #pragma unroll
         for (int i = 0; i * kLanes < D; ++i) {
