@@ -285,11 +285,14 @@ TEST(as_many_layers_as_fit_go_to_the_gpu) {
 }
 
 TEST(layers_that_do_not_fit_are_refused) {
-    const Free free(size_t(600) << 20);
-    CHECK(chosen("metal", 3) == 3);
-    CHECK_THROWS(choose("metal", 4), ModelError, "accepted: gpu_layers up to 3");
-    CHECK_THROWS(choose("auto", kLarge), ModelError,
-                 "gpu_layers is 8, which needs 1048 MiB on metal, which has 600 of");
+    {
+        const Free free(size_t(600) << 20);
+        CHECK(chosen("metal", 3) == 3);
+        CHECK_THROWS(choose("metal", 4), ModelError, "accepted: gpu_layers up to 3");
+        CHECK_THROWS(choose("auto", kLarge), ModelError,
+                     "gpu_layers is 8, which needs 1048 MiB on metal, which has 600 of");
+    }
+    const Free less(size_t(400) << 20);  // not with a session
     CHECK_THROWS(choose("metal"), ModelError, "the model needs 1048 MiB on metal");
     CHECK(chosen("auto") == 0);
 }
