@@ -7,18 +7,20 @@ namespace zipcache::cuda {
 template <int D>
 using Row = float[(D + kLanes - 1) / kLanes];
 
-// Over a warp.
+// Over a warp, or over its lanes that are alike below First.
+template <int First = 1>
 __device__ __forceinline__ float warp_max(float x) {
 #pragma unroll
-    for (int step = 1; step < kLanes; step *= 2) {
+    for (int step = First; step < kLanes; step *= 2) {
         x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
     }
     return x;
 }
 
+template <int First = 1>
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
-    for (int step = 1; step < kLanes; step *= 2) {
+    for (int step = First; step < kLanes; step *= 2) {
         x += __shfl_xor_sync(~0u, x, step);
     }
     return x;

@@ -2,7 +2,6 @@
 // From the sums of warps to an item's result: over the warps of a block, over the blocks that had a part of the item.
 #include "attend_kv_items.cuh"
 #include "attend_kv_values.cuh"
-#include "cuda/row.cuh"
 
 namespace zipcache::cuda {
 

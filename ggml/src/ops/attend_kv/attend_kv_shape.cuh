@@ -9,6 +9,7 @@
 #include "attend_kv_launch.h"
 #include "attend_kv_shares.cuh"
 #include "cuda/ptx.cuh"
+#include "cuda/row.cuh"
 #include "cuda_index.h"
 #include "ggml-zipcache-cuda.h"
 
@@ -80,19 +81,11 @@ __device__ __forceinline__ float from_feeder(float x, int lane) {
 
 // Over the rows of C: the lanes that have the same head.
 __device__ __forceinline__ float rows_max(float x) {
-#pragma unroll
-    for (int step = 4; step < kLanes; step *= 2) {
-        x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
-    }
-    return x;
+    return warp_max<4>(x);
 }
 
 __device__ __forceinline__ float rows_sum(float x) {
-#pragma unroll
-    for (int step = 4; step < kLanes; step *= 2) {
-        x += __shfl_xor_sync(~0u, x, step);
-    }
-    return x;
+    return warp_sum<4>(x);
 }
 
 // 1 + range_of() of byte `i` of a word.
