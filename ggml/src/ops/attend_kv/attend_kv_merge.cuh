@@ -93,10 +93,10 @@ __device__ void merge_warps(const Sums<D, T> & sums, int n_rows, float * red, fl
                          *reinterpret_cast<const float4 *>(red + (from * kRows + row) * S::kRedStride + i % D));
         }
         if (part) {
-            leave(part + i, out);
             if (i % D == 0) {
                 leave(part + kRows * D + 2 * row, float2{top, total});
             }
+            leave(part + i, out);
             continue;
         }
         *reinterpret_cast<float4 *>(acc + i) = out;
@@ -131,8 +131,9 @@ struct Others {
 
     // Waits for all of it, and leaves zeros.
     __device__ __forceinline__ void take() {
-        for (bool there = false; !there;) {
-            there = is_there(own);
+        // all lanes together: where they part, what follows is run as often as they do
+        for (bool all = false; !all;) {
+            bool there = is_there(own);
             load_relaxed(own, own_at, !there);
 #pragma unroll
             for (int k = 0; k < kMost; ++k) {
@@ -140,6 +141,7 @@ struct Others {
                 load_relaxed(x[k], place(k), is_new);
                 there &= !is_new;
             }
+            all = __all_sync(~0u, there);
         }
 #pragma unroll
         for (int k = 0; k < kMost; ++k) {
