@@ -66,6 +66,15 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void * from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 
+// Barriers of a block that n threads meet at, in whole warps: some of them wait there, others only say that they came.
+__device__ __forceinline__ void wait_at(int barrier, int n) {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(n) : "memory");
+}
+
+__device__ __forceinline__ void pass_by(int barrier, int n) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(n) : "memory");
+}
+
 // A line of 128 bytes on its way to the L2 cache.
 __device__ __forceinline__ void fetch_line(const void * at) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(at));

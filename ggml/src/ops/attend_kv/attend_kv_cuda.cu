@@ -44,7 +44,8 @@ const char * ggml_zipcache_cuda_attend_kv(const ggml_zipcache_cuda_attend_args *
         return "attend_kv got a workspace that is too small; accepted: ggml_zipcache_cuda_attend_kv_workspace()";
     }
     const int n_passes = passes(*args), n_items = args->n_sequences * args->n_kv_heads * n_passes;
-    const AttendParams p = {*args, n_passes, n_items, static_cast<float *>(workspace)};
+    const AttendParams p = {*args, args->n_heads / args->n_kv_heads, n_passes, n_items,
+                            static_cast<float *>(workspace)};
     const auto at = static_cast<cudaStream_t>(stream);
     const bool any = args->any_format;
     switch (args->head_dim) {

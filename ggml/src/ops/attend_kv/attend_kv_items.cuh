@@ -32,15 +32,13 @@ __device__ __forceinline__ const T * index_at(const IndexHeader * index, uint64_
 }
 
 template <int D>
-__device__ Item item_at(const AttendParams & p, int number) {
+__device__ __forceinline__ Item item_of(const AttendParams & p, int sequence, int head, int pass) {
     Item item;
-    item.number = number;
-    const int group = p.a.n_heads / p.a.n_kv_heads, pass = number % p.n_passes;
-    item.head = number / p.n_passes % p.a.n_kv_heads;
-    const int sequence = number / p.n_passes / p.a.n_kv_heads;
+    item.number = (sequence * p.a.n_kv_heads + head) * p.n_passes + pass;
+    item.head = head;
     item.sequence = p.a.sequences + sequence;
-    item.row = sequence * p.a.n_heads + item.head * group + pass * kRows;
-    item.n_rows = min(kRows, group - pass * kRows);
+    item.row = sequence * p.a.n_heads + item.head * p.group + pass * kRows;
+    item.n_rows = min(kRows, p.group - pass * kRows);
     const auto * index = reinterpret_cast<const IndexHeader *>(item.sequence->index);
     const IndexHeader header = index ? *index : IndexHeader{};  // without waiting for the number of tokens
     item.seen = seen_of(p, *item.sequence);
@@ -54,6 +52,12 @@ __device__ Item item_at(const AttendParams & p, int number) {
     item.v_home.divisor += item.v_home.divisor ? channel : 0;
     item.one_space = !index || header.k.same;
     return item;
+}
+
+template <int D>
+__device__ Item item_at(const AttendParams & p, int number) {
+    return item_of<D>(p, number / p.n_passes / p.a.n_kv_heads, number / p.n_passes % p.a.n_kv_heads,
+                      number % p.n_passes);
 }
 
 // At offsets that don't wait for the header: loads follow one another long enough.
@@ -104,7 +108,7 @@ __device__ void find_share(const AttendParams & p, uint32_t * work, Item & item,
     if (own == min(found.item, p.n_items - 1)) {
         item = mine;
         share = found;
-        share.turns = found.item < p.n_items ? few.turns_of(found, load, blockIdx.x) : Turns{};
+        share.turns = found.item < p.n_items ? few.turns_of(found, load) : Turns{};
     }
     __syncthreads();
 }
@@ -119,8 +123,8 @@ template <int D>
 __device__ void planned_share(const AttendParams & p, Item & item, Share & share) {
     const auto * index = reinterpret_cast<const IndexHeader *>(p.a.sequences->index);
     const Part part = index_at<Part>(index, index_layout(p.a.n_kv_heads, gridDim.x, 0, 0).parts)[blockIdx.x];
-    item = item_at<D>(p, min(int(part.head), p.n_items - 1));
-    share = {part.head, part.first_part, part.n_parts, {}};
+    item = item_of<D>(p, 0, min(int(part.head), p.n_items - 1), 0);  // divisions take their time
+    share = {part.head, part.part, part.n_parts, part.others, {}};
     if (item.seen.last == 0) {
         if (int(blockIdx.x) < p.n_items) {
             clear_output<D>(p, item_at<D>(p, blockIdx.x));
@@ -202,9 +206,9 @@ __device__ void next_share(const AttendParams & p, Run & run, Item & item, Share
         const uint64_t cost = load.cost(), before = run.before;
         run.before += cost;
         if (cost > 0) {
-            const int first_part = run.owner(before);
+            const int first = run.owner(before);
             const uint64_t from = max(run.first, before) - before, to = min(run.last, before + cost) - before;
-            share = {item.number, first_part, run.owner(before + cost - 1) - first_part + 1,
+            share = {item.number, int(blockIdx.x) - first, run.owner(before + cost - 1) - first + 1, first + 1,
                      load.turns(uint32_t(from), uint32_t(to), int(blockDim.x) / kLanes)};
             return;
         }

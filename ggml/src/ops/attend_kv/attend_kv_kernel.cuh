@@ -21,7 +21,7 @@ __device__ __forceinline__ void load_row(const AttendParams & p, const Item & it
 
 // Stores it in the order of KeyQuery, its largest at kShare.
 template <int D>
-__device__ __forceinline__ void store_row(Queries & queries, float * stored, int row, int lane, Row<D> & x) {
+__device__ __forceinline__ void store_row(const Queries & queries, float * stored, int row, int lane, Row<D> & x) {
     if (queries.home.rotate) {
         warp_hadamard<D>(x, lane);
     }
@@ -46,9 +46,12 @@ __device__ __forceinline__ void store_row(Queries & queries, float * stored, int
         }
     }
     if (lane == 0) {
-        queries.unit[row] = most / kShare;
+        stored[Shape<D>::kUnits / 4 + row] = most / kShare;
     }
 }
+
+// Barriers besides that of __syncthreads(): all queries are stored.
+constexpr int kStored = 1, kStoredByOthers = 2;
 
 // A warp's copies of blocks in whole pieces: a barrier for each of its two slots, and the parity of what comes next.
 struct Arrivals {
@@ -73,7 +76,10 @@ struct Worker {
     int warp, lane;
     int n_kv_heads;
 
+    __device__ __forceinline__ uint32_t values() const { return ring + Shape<D>::kSlot; }
+    __device__ __forceinline__ int first() const { return in_shared<WarpRecord>(record).first; }
     __device__ __forceinline__ bool is_window(int unit) const { return unit < item.window_units; }
+    __device__ __forceinline__ bool is_block(int unit) const { return unit < turns.last && !is_window(unit); }
 
     __device__ __forceinline__ Ref ref_of(int unit) const {
         Ref ref = {};
@@ -84,6 +90,8 @@ struct Worker {
         }
         return ref;
     }
+
+    __device__ __forceinline__ Ref first_ref() const { return is_block(first()) ? ref_of(first()) : Ref{}; }
 
     __device__ __forceinline__ int first_token(int unit) const { return item.seen.first + unit * kWindowTokens; }
 
@@ -141,11 +149,11 @@ struct Worker {
     }
 
     // Starts copying the first unit's keys.
-    __device__ __forceinline__ void begin(int first, const Ref & ref) const {
-        if (!is_window(first)) {
+    __device__ __forceinline__ void begin(const Ref & ref) const {
+        if (!is_window(first())) {
             copy_record(ref.segment());
         }
-        copy(first, ref, true, true);
+        copy(first(), ref, true, true);
         commit_copies();
         commit_copies();  // in the place of the values, which are asked for when the keys are there: all warps begin at
                           // once, and soon each has what it needs first
@@ -162,6 +170,20 @@ struct Worker {
         return item.records + int64_t(segment) * n_kv_heads;
     }
 
+    __device__ __forceinline__ void find_first() const {
+        if (lane == 0) {
+            reinterpret_cast<WarpRecord *>(shared_bytes() + record)->first = turns.begin(warp);
+        }
+        __syncwarp();
+    }
+
+    __device__ __forceinline__ void find_queries(uint32_t stored) const {
+        if (lane == 0) {
+            reinterpret_cast<WarpRecord *>(shared_bytes() + record)->stored = stored;
+        }
+        __syncwarp();
+    }
+
     // The record of a segment, in shared memory: it is read often, and what the cache holds goes by quickly.
     __device__ __forceinline__ void copy_record(uint32_t segment) const {
         if (lane < int(sizeof(HeadRecord) / sizeof(uint4))) {
@@ -170,25 +192,28 @@ struct Worker {
         }
     }
 
-    // ref: the first unit's.
-    __device__ __forceinline__ void run(int first, Ref ref, Sums<D, T> & sums) const {
+    // The warp's units; the first one's keys are there or on their way. Where it does not count, the first one alone,
+    // with anything for its values. ref: the first one's.
+    __device__ __forceinline__ void run(bool counts, Ref ref, Sums<D, T> & sums) const {
+        const int first = this->first(), begins = counts ? first : -1, last = counts ? turns.last : first + 1;
+        arrivals.parity ^= counts ? 0 : 2;  // a wait for values that are not asked for is over before it begins
         KeyQuery<D, T> query;
-        const uint32_t keys = ring, values = ring + Shape<D>::kSlot;
+        const uint32_t keys = ring, values = this->values();
         const auto & r = in_shared<HeadRecord>(record);
         uint32_t segment = is_window(first) ? ~0u : ref.segment();  // whose record is there, or on its way
         Ref next = {};
-        for (int unit = first, after; unit < turns.last; unit = after) {
+        for (int unit = first, after; unit < last; unit = after) {
             after = turns.after(unit, warp);
-            if (after < turns.last) {
+            if (after < last) {
                 next = ref_of(after);
             }
             if (is_window(unit)) {
                 float s[T][4];
                 wait_for(true, true);
-                begin_values(unit == first, unit, ref);
+                begin_values(unit == begins, unit, ref);
                 window_logits<D>(queries, keys, item.seen.last - first_token(unit), lane, s);
                 before_bulk_copies();
-                advance(after, next, true, true);
+                advance(after < last, after, next, true, true);
                 wait_for(true, false);
                 add_window(values, s, lane, sums);
                 before_bulk_copies();
@@ -202,29 +227,30 @@ struct Worker {
                     wait_copies<0>();  // the first one's record
                 }
                 wait_for(false, true);
-                begin_values(unit == first, unit, ref);
+                begin_values(unit == begins, unit, ref);
                 float s[T][8];
-                prepare_query<D, T, Any>(queries, r, ref, keys, lane, query);
+                prepare_query<D, T, Any>({queries, in_shared<WarpRecord>(record).stored}, r, ref, keys, lane, query);
                 key_logits<D, T, Any>(query, r, ref, keys, lane, s);
-                if (after < turns.last && next.segment() != ref.segment() && lane < 2) {
+                if (after < last && next.segment() != ref.segment() && lane < 2) {
                     fetch_line(reinterpret_cast<const uint8_t *>(record_of(next.segment())) + lane * 128);
                 }
-                advance(after, next, true, !next.same_tier(ref));
+                advance(after < last, after, next, true, !next.same_tier(ref));
                 hide(r, ref, lane, s);
                 wait_for(false, false);
                 add_values<D, T, Any>({r, ref, values, ref.n_steps()}, s, lane, sums);
             }
-            advance(after, next, false, false);
+            advance(after < last, after, next, false, false);
             ref = next;
         }
         wait_copies<0>();
+        arrivals.parity ^= counts ? 0 : 1;  // the keys are still to be waited for
     }
 
-    // A slot that was read takes the same half of the next unit. Windows count groups of copies, so that every half is
-    // one.
-    __device__ __forceinline__ void advance(int unit, const Ref & next, bool key, bool new_tier) const {
+    // A slot that was read takes the same half of the next unit, if there is any. Windows count groups of copies, so
+    // that every half is one.
+    __device__ __forceinline__ void advance(bool any, int unit, const Ref & next, bool key, bool new_tier) const {
         __syncwarp();
-        if (unit < turns.last) {
+        if (any) {
             copy(unit, next, key, new_tier);
         }
         commit_copies();
@@ -250,8 +276,8 @@ __device__ __forceinline__ void fetch_references(const Item & item, const Turns 
 
 // All units of a share.
 template <int D, int T, bool Any>
-__device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared, Arrivals & arrivals, float * red,
-                                        float * acc) {
+__device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared, Arrivals & arrivals, bool cold,
+                                        float * red, float * acc) {
     using S = Shape<D>;
     const Item & item = shared.item;
     const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, n_warps = blockDim.x / kLanes;
@@ -262,7 +288,7 @@ __device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared,
                                       shared.queries,
                                       arrivals,
                                       uint32_t(warp * 2 * S::kSlot),
-                                      uint32_t(stored + S::kQueries + warp * sizeof(HeadRecord)),
+                                      uint32_t(stored + S::kQueries + warp * sizeof(WarpRecord)),
                                       warp,
                                       lane,
                                       p.a.n_kv_heads};
@@ -273,26 +299,49 @@ __device__ __forceinline__ void work_on(const AttendParams & p, Shared & shared,
     if (sequence.probe_slot && lane == 0) {
         fetch_line(sequence.probe_slot + item.seen.last - 1);
     }
-    const int first = turns.begin(warp);
-    const bool any = first < turns.last, early = any && !worker.is_window(first);
-    const Ref ref = any ? worker.ref_of(first) : Ref{};
+    worker.find_first();
+    Ref ref = worker.first_ref();
     fetch_references(item, turns);
-    if (early) {
-        worker.begin(first, ref);
+    if (worker.is_block(worker.first())) {
+        worker.begin(ref);
     }
-    wait_for_the_launch_before();  // it turns the queries and stores the newest token, in the window
-    if (any && !early) {
-        worker.begin(first, ref);
-    }
-    for (int r = warp; r < kTile * T; r += n_warps) {
-        Row<D> row;
-        load_row<D>(p, item, r, lane, row);
-        store_row<D>(shared.queries, acc, r, lane, row);
-    }
-    __syncthreads();
+    // A launch begins without instructions at hand, and they come from as far as the keys do. So the last warp, which
+    // has the fewest units and no query to store, goes through its first one before the queries are there, with
+    // whatever lies where they and the values will be; nobody waits for it. Of two tiles the loop has no register to
+    // spare.
+    const int last_warp = n_warps - 1;
+    const bool rehearsal =
+        T == 1 && cold && kBulkCopies && last_warp >= kTile && worker.is_block(turns.begin(last_warp));
     Sums<D, T> sums;
-    sums.clear(first < turns.windows ? Space{} : item.v_home);
-    worker.run(first, ref, sums);
+#pragma unroll 1
+    for (bool done = false, counts = !rehearsal || warp < last_warp; !done; counts = true) {
+        if (counts) {
+            wait_for_the_launch_before();  // it turns the queries and stores the newest token, in the window
+            if (worker.is_window(worker.first()) && worker.first() < turns.last) {
+                worker.begin(ref);
+            }
+            for (int r = warp; r < kTile * T; r += n_warps) {
+                Row<D> row;
+                load_row<D>(p, item, r, lane, row);
+                store_row<D>(shared.queries, acc, r, lane, row);
+            }
+            if (!rehearsal) {
+                __syncthreads();
+            } else if (warp == last_warp) {
+                wait_at(kStored, blockDim.x);
+            } else {
+                pass_by(kStored, blockDim.x);
+                wait_at(kStoredByOthers, blockDim.x - kLanes);
+            }
+        }
+        worker.find_queries(counts ? stored : worker.values());
+        sums.clear(worker.is_window(worker.first()) ? Space{} : item.v_home);
+        worker.run(counts, ref, sums);
+        done = counts;
+        if (!counts) {
+            ref = worker.first_ref();  // again: it has no registers of its own in between
+        }
+    }
     sums.move_to(item.v_home, lane);
     merge_warps(sums, item.n_rows, red, acc, shared.merged,
                 shared.share.is_first() ? nullptr : part_at<D>(p, item, blockIdx.x));
@@ -329,14 +378,14 @@ __global__ void __launch_bounds__(Shape<D>::kWarps * kLanes, 1) attend(AttendPar
             const Item & item = shared.item;
             // the fast kernel has but one space of queries: what it cannot compute must not look like a result
             const float scale = Any || item.one_space ? p.a.scale * kLog2e : NAN;
-            shared.queries = {p.a.q + int64_t(item.row) * D, item.n_rows, scale, stored, item.k_home, {}};
+            shared.queries = {p.a.q + int64_t(item.row) * D, item.n_rows, scale, item.k_home};
         }
         before_bulk_copies();
         __syncthreads();
         if (shared.share.item >= p.n_items) {
             break;
         }
-        work_on<D, T, Any>(p, shared, arrivals, red, acc);
+        work_on<D, T, Any>(p, shared, arrivals, first, red, acc);
         if (shared.share.is_first()) {
             const Ending<D> ending(shared.item);
             finish<D>(p, shared.item, shared.share, ending, acc, shared.merged);

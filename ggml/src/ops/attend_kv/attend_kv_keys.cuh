@@ -9,10 +9,13 @@ struct Queries {
     const float * q;  // [n_rows, head_dim] f32, global
     int n_rows;       // heads; 1 to kRows
     float scale;      // multiplies q . k, to base 2
-    uint32_t stored;  // offset in shared memory: [head_dim / 16, 32 lanes, 4] f32, in the space `home`, times scale;
-                      // each head's largest is kShare
-    Space home;
-    float unit[kRows];  // of what is stored
+    Space home;       // in which they are stored
+};
+
+// As a warp finds them where they are stored.
+struct StoredQueries {
+    const Queries & of;
+    uint32_t stored;  // offset in shared memory, see Shape
 };
 
 // The queries of a pass as B fragments of integers, and, of the heads of C, what products with codes are worth.
@@ -73,13 +76,13 @@ __device__ __forceinline__ float largest(const float (&x)[Shape<D>::kQuarter]) {
 // x: the lane's channels of the head that it feeds in the space of a segment, the head's largest at kShare. Returns the
 // unit of C's head. Any: the space may be another than `home`.
 template <int D, bool Any>
-__device__ __forceinline__ float stored_query(const Queries & queries, const Space & space, int tile, int lane,
+__device__ __forceinline__ float stored_query(const StoredQueries & queries, const Space & space, int tile, int lane,
                                               float (&x)[Shape<D>::kQuarter]) {
     const int head = fed_head(tile, lane);
     if constexpr (Any) {
-        if (space.divisor != queries.home.divisor || space.rotate != queries.home.rotate) {
+        if (space.divisor != queries.of.home.divisor || space.rotate != queries.of.home.rotate) {
             float own[Shape<D>::kQuarter];
-            transform_query<D>(queries, space, head, lane, own);
+            transform_query<D>(queries.of, space, head, lane, own);
 #pragma unroll
             for (int i = 0; i < Shape<D>::kQuarter; ++i) {
                 x[i] = own[i];
@@ -100,12 +103,12 @@ __device__ __forceinline__ float stored_query(const Queries & queries, const Spa
         x[4 * i + 2] = v.z;
         x[4 * i + 3] = v.w;
     }
-    return queries.unit[kTile * tile + lane % 4];
+    return in_shared<float>(queries.stored + Shape<D>::kUnits + (kTile * tile + lane % 4) * 4);
 }
 
 // What the lane feeds of 4 channels of x as integers, the largest kMost. Any: as in stored_query(), whose x it is.
 template <int D, bool Any>
-__device__ __forceinline__ uint32_t plain_integers(const Queries & queries, const float (&x)[Shape<D>::kQuarter],
+__device__ __forceinline__ uint32_t plain_integers(const StoredQueries & queries, const float (&x)[Shape<D>::kQuarter],
                                                    const Feed & feed, int tile, int step, int lane) {
     if constexpr (Any) {
         constexpr float up = kMost / kShare;
@@ -138,37 +141,96 @@ __device__ __forceinline__ void load_quarter(uint32_t params, int quarter, uint3
     }
 }
 
-// A quarter's ranges, in `words`, folded into the query. Of two steps each of the two lanes that feed a head's columns
-// makes one, for both.
-template <int D>
-__device__ __forceinline__ void fold_ranges(const Queries & queries, const uint32_t (&words)[Shape<D>::kSteps],
-                                            int tile, int lane, uint32_t (&q)[Shape<D>::kSteps]) {
+// Of two steps' words of a column each of the two lanes that feed a head's columns makes one, for both: v, of the first
+// step or, where low bytes are fed, of the second.
+__device__ __forceinline__ void share_words(const Feed & feed, const float (&v)[4], uint32_t & first,
+                                            uint32_t & second) {
+    const uint32_t mine = feed.bytes(v);
+    const uint32_t other = __shfl_xor_sync(~0u, feed.others_bytes(v), 4);
+    first = feed.low ? other : mine;
+    second = feed.low ? mine : other;
+}
+
+// The lane's channels of the one or the other step of the head that it feeds. Any: as in stored_query(), whose x it is.
+template <int D, bool Any>
+__device__ __forceinline__ float4 stored_step(const StoredQueries & queries, const float (&x)[Shape<D>::kQuarter],
+                                              int tile, int lane, bool second, int i, int j) {
+    if constexpr (Any) {
+        return {second ? x[4 * j] : x[4 * i], second ? x[4 * j + 1] : x[4 * i + 1],
+                second ? x[4 * j + 2] : x[4 * i + 2], second ? x[4 * j + 3] : x[4 * i + 3]};
+    }
+    return in_shared<float4>(queries.stored + ((second ? j : i) * kLanes + fed_head(tile, lane) * 4 + lane % 4) * 16);
+}
+
+// A quarter's ranges, in `words`, folded into the query.
+template <int D, bool Any>
+__device__ __forceinline__ void fold_ranges(const StoredQueries & queries, const uint32_t (&words)[Shape<D>::kSteps],
+                                            const float (&stored)[Shape<D>::kQuarter], int tile, int lane,
+                                            uint32_t (&q)[Shape<D>::kSteps]) {
     constexpr int kSteps = Shape<D>::kSteps;
     const Feed feed(lane);
-    const uint32_t stored = queries.stored + (fed_head(tile, lane) * 4 + lane % 4) * 16;
 #pragma unroll
     for (int i = 0; i < kSteps; i += 2) {
-        const bool pair = i + 1 < kSteps;
-        const int next = pair ? i + 1 : i, own = feed.low ? next : i;
-        const float4 x = in_shared<float4>(stored + own * kLanes * 16);
+        const int next = i + 1 < kSteps ? i + 1 : i;
+        const float4 x = stored_step<D, Any>(queries, stored, tile, lane, feed.low, i, next);
         const uint32_t word = feed.low ? words[next] : words[i];
         // the 1 too much is half an integer at most
         const float v[4] = {fmaf(x.x, above_range(word, 0), kMagic), fmaf(x.y, above_range(word, 1), kMagic),
                             fmaf(x.z, above_range(word, 2), kMagic), fmaf(x.w, above_range(word, 3), kMagic)};
-        if (!pair) {
+        if (next > i) {
+            share_words(feed, v, q[i], q[next]);
+        } else {
             q[i] = feed.bytes(v);
-            continue;
         }
-        const uint32_t mine = feed.bytes(v);
-        const uint32_t other = __shfl_xor_sync(~0u, feed.others_bytes(v), 4);
-        q[i] = feed.low ? other : mine;
-        q[next] = feed.low ? mine : other;
     }
+}
+
+// A quarter's f16 pairs, at an offset in shared memory, folded into the query. unit: of what is stored.
+template <int D, int T, bool Any>
+__device__ __forceinline__ void fold_pairs(const StoredQueries & queries, uint32_t params,
+                                           const float (&stored)[Shape<D>::kQuarter], float unit, int tile, int lane,
+                                           KeyQuery<D, T> & a) {
+    constexpr int kSteps = Shape<D>::kSteps;
+    const Feed feed(lane);
+    float own[(kSteps + 1) / 2][4], most = 0, offset = 0;
+#pragma unroll
+    for (int i = 0; i < kSteps; i += 2) {
+        const int next = i + 1 < kSteps ? i + 1 : i;
+        const auto & v = in_shared<uint4>(params + (lane % 4 * Shape<D>::kQuarter + 4 * (feed.low ? next : i)) * 4);
+        const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
+        const float4 step = stored_step<D, Any>(queries, stored, tile, lane, feed.low, i, next);
+        const float x[4] = {step.x, step.y, step.z, step.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const float2 p = __half22float2(*reinterpret_cast<const __half2 *>(&pairs[j]));
+            offset += next > i || !feed.low ? x[j] * p.y : 0;
+            own[i / 2][j] = x[j] * p.x;
+            most = fmaxf(most, fabsf(own[i / 2][j]));
+        }
+    }
+    most = quad_max(most);
+    most = fmaxf(most, __shfl_xor_sync(~0u, most, 4));
+    const float up = most > 0 ? __fdividef(kMost, most) : 0;
+#pragma unroll
+    for (int i = 0; i < kSteps; i += 2) {
+        const auto & y = own[i / 2];
+        const float v[4] = {fmaf(y[0], up, kMagic), fmaf(y[1], up, kMagic), fmaf(y[2], up, kMagic),
+                            fmaf(y[3], up, kMagic)};
+        if (i + 1 < kSteps) {
+            share_words(feed, v, a.q[tile][i], a.q[tile][i + 1]);
+        } else {
+            a.q[tile][i] = feed.bytes(v);
+        }
+    }
+    offset = quad_sum(offset);
+    offset += __shfl_xor_sync(~0u, offset, 4);
+    a.unit[tile] = from_feeder(most, lane) * (1 / kMost) * unit;
+    a.offset[tile] = from_feeder(offset, lane) * unit;
 }
 
 // Channels' parameters, at an offset in shared memory, folded into the query.
 template <int D, int T, bool Any>
-__device__ __forceinline__ void fold_channels(const Queries & queries, const HeadRecord & r, uint32_t params,
+__device__ __forceinline__ void fold_channels(const StoredQueries & queries, const HeadRecord & r, uint32_t params,
                                               const Ref & ref, int tile, int lane, KeyQuery<D, T> & a) {
     const Feed feed(lane);
     const int quarter = lane % 4;
@@ -176,46 +238,13 @@ __device__ __forceinline__ void fold_channels(const Queries & queries, const Hea
     float x[Shape<D>::kQuarter], unit;
     if (r.k_kind == GGML_ZIPCACHE_PARAMS_F16_PAIR) {
         unit = stored_query<D, Any>(queries, r.k, tile, lane, x);
-        float offset = 0;
-#pragma unroll
-        for (int i = 0; i < Shape<D>::kQuarter; i += 4) {
-            const auto & v = in_shared<uint4>(params + (quarter * Shape<D>::kQuarter + i) * 4);
-            const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const float2 p = __half22float2(*reinterpret_cast<const __half2 *>(&pairs[j]));
-                offset += x[i + j] * p.y;
-                x[i + j] *= p.x;
-            }
-        }
-        const float most = largest<D>(x), up = most > 0 ? __fdividef(kMost, most) : 0;
-#pragma unroll
-        for (int i = 0; i < Shape<D>::kSteps; ++i) {
-            const float v[4] = {fmaf(x[4 * i], up, kMagic), fmaf(x[4 * i + 1], up, kMagic),
-                                fmaf(x[4 * i + 2], up, kMagic), fmaf(x[4 * i + 3], up, kMagic)};
-            a.q[tile][i] = feed.bytes(v);
-        }
-        a.unit[tile] = from_feeder(most, lane) * (1 / kMost) * unit;
-        a.offset[tile] = from_feeder(quad_sum(offset), lane) * unit;
+        fold_pairs<D, T, Any>(queries, params, x, unit, tile, lane, a);
         return;
     }
     uint32_t words[Shape<D>::kSteps];
     load_quarter<D>(params, quarter, words);
-    if constexpr (Any) {
-        unit = stored_query<D, Any>(queries, r.k, tile, lane, x);
-#pragma unroll
-        for (int i = 0; i < Shape<D>::kSteps; ++i) {
-            float v[4];
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                v[j] = fmaf(x[4 * i + j], above_range(words[i], j), kMagic);
-            }
-            a.q[tile][i] = feed.bytes(v);
-        }
-    } else {
-        unit = queries.unit[kTile * tile + lane % 4];
-        fold_ranges<D>(queries, words, tile, lane, a.q[tile]);
-    }
+    unit = stored_query<D, Any>(queries, r.k, tile, lane, x);
+    fold_ranges<D, Any>(queries, words, x, tile, lane, a.q[tile]);
     // sums over channels by the multiplication that the codes take: c, of the query's integers times the middles plus
     // 128 and of the integers; d, of those above
     constexpr uint32_t kOnes = 0x01010101u, kFlip = 0x80808080u;
@@ -266,7 +295,7 @@ __device__ __forceinline__ void fold_nothing(int tile, int lane, float unit, con
 
 // Makes the query for a block, unless the last one serves.
 template <int D, int T, bool Any>
-__device__ __forceinline__ void prepare_query(const Queries & queries, const HeadRecord & r, const Ref & ref,
+__device__ __forceinline__ void prepare_query(const StoredQueries & queries, const HeadRecord & r, const Ref & ref,
                                               uint32_t slot, int lane, KeyQuery<D, T> & a) {
     const bool by_token = Any && r.k_scope == GGML_ZIPCACHE_SCOPE_TOKEN;
     const bool by_group = r.k_scope == GGML_ZIPCACHE_SCOPE_GROUP;

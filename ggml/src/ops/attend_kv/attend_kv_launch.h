@@ -17,6 +17,7 @@ constexpr int part_floats(int head_dim) {
 
 struct AttendParams {
     ggml_zipcache_cuda_attend_args a;
+    int group;        // query heads of a KV head
     int n_passes;     // items of a KV head
     int n_items;      // [n_sequences, n_kv_heads, n_passes]
     float * partial;  // [gridDim + n_items, part_floats()]; zeros between launches

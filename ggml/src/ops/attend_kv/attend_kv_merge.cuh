@@ -226,7 +226,7 @@ __device__ void finish(const AttendParams & p, const Item & item, const Share & 
     const int64_t first = int64_t(item.row) * D, head = item.row % p.a.n_heads;
     const int lane = threadIdx.x % kLanes;
     for (int r = threadIdx.x / kLanes; r < item.n_rows; r += blockDim.x / kLanes) {
-        add_parts<D>(part_at<D>(p, item, share.first_part + 1), share.n_parts - 1, r, lane, acc, merged);
+        add_parts<D>(part_at<D>(p, item, share.others), share.n_parts - 1, r, lane, acc, merged);
         Row<D> x;
 #pragma unroll
         for (int i = 0; i * kLanes < D; ++i) {

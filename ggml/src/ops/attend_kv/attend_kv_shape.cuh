@@ -23,6 +23,13 @@ constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kShare = kMost / kTop;      // the largest factor of an 8-bit range: their product is an integer
 constexpr float kLog2Share = -0.98838930f;  // its logarithm
 
+// What a warp keeps in shared memory, to leave the registers to its sums.
+struct WarpRecord {
+    HeadRecord record;  // of the segment that it is in
+    uint32_t stored;    // offset of the queries
+    int first;          // its first unit
+};
+
 template <int D>
 struct Shape {
     static constexpr int kRegs = D / 8;     // of 16 places; also the channels of a lane of C
@@ -32,12 +39,13 @@ struct Shape {
     static constexpr int kWarps = attend_warps(D);
     static constexpr int kRedStride = D + 8;                          // floats; spreads the rows over the banks
     static constexpr int kIntegers = kRows * D * int(sizeof(float));  // offset of the queries as integers
-    static constexpr int kQueries = kIntegers + kRows * D * int(sizeof(int16_t));
+    static constexpr int kUnits = kIntegers + kRows * D * int(sizeof(int16_t));
+    static constexpr int kQueries = kUnits + kRows * int(sizeof(float));
 
     // Shared memory of a block of so many warps: two slots each; the queries, later their sums; a record for each.
     static constexpr int ring_bytes(int n_warps) { return n_warps * 2 * kSlot; }
     static constexpr int shared_bytes(int n_warps) {
-        return ring_bytes(n_warps) + kQueries + n_warps * int(sizeof(HeadRecord));
+        return ring_bytes(n_warps) + kQueries + n_warps * int(sizeof(WarpRecord));
     }
 };
 

@@ -9,6 +9,10 @@ namespace zipcache::cuda {
 constexpr int kWindowTokens = 32;  // of a unit
 constexpr int kWindowTurns = 4;    // what it costs, in blocks (measured on an H100)
 
+// What a first part has less than the others, and what a block is taken for: it begins late (measured on an H100).
+constexpr uint32_t kLateBlocks = 8;
+constexpr int64_t kUsualBytes = 8192;
+
 constexpr uint32_t window_cost(int head_dim) {
     return kWindowTurns * block_cost(kWindowTokens * head_dim * 4);
 }
@@ -28,11 +32,19 @@ constexpr int attend_warps(int head_dim) {
 struct Turns {
     int first, windows, last;  // units [first, windows) are of the window, [windows, last) blocks
     int n_warps;
+    int busy;  // warps of that round
 
-    __device__ __forceinline__ int busy() const { return (windows - first) % n_warps; }  // warps of that round
-    __device__ __forceinline__ int early() const { return (n_warps - busy()) * kWindowTurns; }
+    Turns() = default;
+    __device__ __forceinline__ Turns(int first, int windows, int last, int n_warps)
+        : first(first),
+          windows(windows),
+          last(last),
+          n_warps(n_warps),
+          busy(windows > first ? (windows - first) % n_warps : 0) {}
+
+    __device__ __forceinline__ int early() const { return (n_warps - busy) * kWindowTurns; }
     __device__ __forceinline__ int first_block(int warp) const {
-        return windows + (warp < busy() ? early() + warp : warp - busy());
+        return windows + (warp < busy ? early() + warp : warp - busy);
     }
     __device__ __forceinline__ int begin(int warp) const {
         return first + warp < windows ? first + warp : first_block(warp);
@@ -44,7 +56,7 @@ struct Turns {
         if (unit - windows >= early()) {
             return unit + n_warps;
         }
-        const int next = unit + n_warps - busy();
+        const int next = unit + n_warps - busy;
         return next - windows < early() ? next : windows + early() + warp;
     }
 };
@@ -79,15 +91,18 @@ struct Load {
 
 // A block's part of an item.
 struct Share {
-    int item;                 // n_items and more: there is none
-    int first_part, n_parts;  // the blocks that have parts of it: the first one, how many
+    int item;           // n_items and more: there is none
+    int part, n_parts;  // of the item's
+    int others;         // the block that has the second part; those behind it have the further ones
     Turns turns;
 
-    __device__ __forceinline__ bool is_first() const { return int(blockIdx.x) == first_part; }
+    __device__ __forceinline__ bool is_first() const { return part == 0; }
 };
 
 // Where few items get blocks of their own, as many as its cost asks for: a block that worked on two would end last by
-// all that an item takes whatever its length.
+// all that an item takes whatever its length. The last blocks have the first parts. They are the last to begin, for the
+// first parts of the launch before are the last to end and the op before that has SMs of its own; and they have time,
+// for they wait for the others, and have less to do where the window is not full.
 struct Few {
     const uint32_t *cost, *n_units;  // [n_items]
     int n_items, n_blocks, n_warps;  // blocks of threads, and their warps
@@ -107,20 +122,26 @@ struct Few {
             total += float(cost[i]);
         }
         const float spare_by_cost = total > 0 ? __fdividef(float(n_blocks - n_items), total) * (1 - 1e-5f) : 0;
-        for (int i = 0, first = 0; i < n_items; ++i) {
+        const int own = block - (n_blocks - n_items);  // the item whose first part it has
+        for (int i = 0, others = 0; i < n_items; ++i) {
             const int n = blocks_for(i, spare_by_cost);
-            if (block < first + n) {
-                return {i, first, n, {}};
+            if (n > 0 && i == own) {
+                return {i, 0, n, others, {}};
             }
-            first += n;
+            if (own < 0 && block < others + n - 1) {
+                return {i, block - others + 1, n, others, {}};
+            }
+            others += max(0, n - 1);
         }
-        return {n_items, 0, 0, {}};
+        return {n_items, 0, 0, 0, {}};
     }
 
-    __device__ __forceinline__ Turns turns_of(const Share & share, const Load & load, int block) const {
-        const uint32_t even = load.cost() / share.n_parts, odd = load.cost() % share.n_parts;
-        const uint32_t part = block - share.first_part;
-        return load.turns(even * part + min(odd, part), even * (part + 1) + min(odd, part + 1), n_warps);
+    __device__ __forceinline__ Turns turns_of(const Share & share, const Load & load) const {
+        const uint32_t late = min(load.cost() / share.n_parts, kLateBlocks * block_cost(kUsualBytes));
+        const uint32_t even = (load.cost() + late) / share.n_parts, odd = (load.cost() + late) % share.n_parts;
+        const uint32_t part = share.part;
+        const uint32_t first = even * part + min(odd, part), last = even * (part + 1) + min(odd, part + 1);
+        return load.turns(part == 0 ? 0 : first - late, last - late, n_warps);
     }
 };
 

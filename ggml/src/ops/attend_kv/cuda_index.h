@@ -70,7 +70,7 @@ static_assert(sizeof(BlockRef) == 32);
 // A part of the layer: windows [first_window, last_window) of a KV head, as far as there are so many, and blocks
 // [first_block, last_block).
 struct Part {
-    uint16_t head, first_part, n_parts;  // n_kv_heads: none; the parts that the head has
+    uint16_t head, part, n_parts, others;  // head n_kv_heads: none; else as a Share has them
     uint16_t first_window, last_window;
     uint32_t first_block, last_block;
 };

@@ -243,9 +243,9 @@ __global__ void plan_parts(Args args) {
     const Few few = {cost, n_units, n_heads, args.n_parts, attend_warps(args.a.head_dim)};
     for (int i = threadIdx.x; i < args.n_parts; i += kThreads) {
         const Share share = few.share_of(i);
-        Part part = {uint16_t(share.item), uint16_t(share.first_part), uint16_t(share.n_parts)};
+        Part part = {uint16_t(share.item), uint16_t(share.part), uint16_t(share.n_parts), uint16_t(share.others)};
         if (share.item < n_heads) {
-            const Turns turns = few.turns_of(share, load_of(share.item), i);
+            const Turns turns = few.turns_of(share, load_of(share.item));
             if (turns.windows > turns.first) {
                 part.first_window = uint16_t(turns.first);
                 part.last_window =
