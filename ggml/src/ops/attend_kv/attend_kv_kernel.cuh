@@ -170,6 +170,7 @@ struct Worker {
         return item.records + int64_t(segment) * n_kv_heads;
     }
 
+    // Looked up once: it takes a division, and registers are few.
     __device__ __forceinline__ void find_first() const {
         if (lane == 0) {
             reinterpret_cast<WarpRecord *>(shared_bytes() + record)->first = turns.begin(warp);
@@ -177,6 +178,7 @@ struct Worker {
         __syncwarp();
     }
 
+    // Where the next run() finds them.
     __device__ __forceinline__ void find_queries(uint32_t stored) const {
         if (lane == 0) {
             reinterpret_cast<WarpRecord *>(shared_bytes() + record)->stored = stored;

@@ -136,6 +136,7 @@ struct Few {
         return {n_items, 0, 0, 0, {}};
     }
 
+    // Even parts of what the item costs and of `late` before it, which the first part leaves out.
     __device__ __forceinline__ Turns turns_of(const Share & share, const Load & load) const {
         const uint32_t late = min(load.cost() / share.n_parts, kLateBlocks * block_cost(kUsualBytes));
         const uint32_t even = (load.cost() + late) / share.n_parts, odd = (load.cost() + late) % share.n_parts;
