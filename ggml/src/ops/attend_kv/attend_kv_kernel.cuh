@@ -77,7 +77,10 @@ struct Worker {
     int n_kv_heads;
 
     __device__ __forceinline__ uint32_t values() const { return ring + Shape<D>::kSlot; }
-    __device__ __forceinline__ int first() const { return in_shared<WarpRecord>(record).first; }
+    __device__ __forceinline__ WarpRecord & own() const {
+        return *reinterpret_cast<WarpRecord *>(shared_bytes() + record);
+    }
+    __device__ __forceinline__ int first() const { return own().first; }
     __device__ __forceinline__ bool is_window(int unit) const { return unit < item.window_units; }
     __device__ __forceinline__ bool is_block(int unit) const { return unit < turns.last && !is_window(unit); }
 
@@ -173,7 +176,7 @@ struct Worker {
     // Looked up once: it takes a division, and registers are few.
     __device__ __forceinline__ void find_first() const {
         if (lane == 0) {
-            reinterpret_cast<WarpRecord *>(shared_bytes() + record)->first = turns.begin(warp);
+            own().first = turns.begin(warp);
         }
         __syncwarp();
     }
@@ -181,7 +184,7 @@ struct Worker {
     // Where the next run() finds them.
     __device__ __forceinline__ void find_queries(uint32_t stored) const {
         if (lane == 0) {
-            reinterpret_cast<WarpRecord *>(shared_bytes() + record)->stored = stored;
+            own().stored = stored;
         }
         __syncwarp();
     }
@@ -231,7 +234,7 @@ struct Worker {
                 wait_for(false, true);
                 begin_values(unit == begins, unit, ref);
                 float s[T][8];
-                prepare_query<D, T, Any>({queries, in_shared<WarpRecord>(record).stored}, r, ref, keys, lane, query);
+                prepare_query<D, T, Any>({queries, own().stored}, r, ref, keys, lane, query);
                 key_logits<D, T, Any>(query, r, ref, keys, lane, s);
                 if (after < last && next.segment() != ref.segment() && lane < 2) {
                     fetch_line(reinterpret_cast<const uint8_t *>(record_of(next.segment())) + lane * 128);
@@ -431,8 +434,7 @@ const char * launch_tiles(const AttendParams & p, cudaStream_t stream) {
 
 template <int D, bool Any>
 const char * launch(const AttendParams & p, cudaStream_t stream) {
-    const bool two = p.a.n_heads / p.a.n_kv_heads > kTile;
-    return two ? launch_tiles<D, 2, Any>(p, stream) : launch_tiles<D, 1, Any>(p, stream);
+    return p.group > kTile ? launch_tiles<D, 2, Any>(p, stream) : launch_tiles<D, 1, Any>(p, stream);
 }
 
 }  // namespace zipcache::cuda
