@@ -226,6 +226,19 @@ def test_forks_saves_and_later_turns_go_on(kv: str, models: tuple[Model, Model],
 
 
 @needs_gpu
+@pytest.mark.parametrize("kv", ["f16", "auto", "zipcache"])
+def test_a_saved_session_goes_on_on_the_other_device(kv: str, models: tuple[Model, Model], tmp_path: Path) -> None:
+    """What one has compressed, the other reads: they differ by what their kernels round."""
+    ids = tokens(560)
+    for here, there in (models, models[::-1]):
+        session = here.session(kv=KvOptions.parse(kv))
+        run(session, ids[:500], 400)
+        session.save(tmp_path / "talk.zcs")
+        other = there.load_session(tmp_path / "talk.zcs")
+        assert mean_kl(session.score(ids[500:]), other.score(ids[500:])) < 5e-3
+
+
+@needs_gpu
 def test_timing_the_cache_changes_nothing_else(models: tuple[Model, Model]) -> None:
     ids = tokens(700)
     timed, plain = (models[1].session(kv=KvOptions("auto")) for _ in range(2))
