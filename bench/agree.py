@@ -12,9 +12,8 @@ compares the CPU's fastest kernels. Weights in f32 or f16 keep the CPU from roun
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,24 +21,20 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from common import numbers_table
-from zipcache_rt import KvOptions, Model, Session, _core, cli
+from zipcache_rt import KvOptions, Model, _core, cli
 from zipcache_rt.report.texts import reference_ids
-from zipcache_rt.selftest.reference import portable_process
+from zipcache_rt.selftest.reference import plain_model, portable_process
 
 CACHES = ("own", "theirs")
 
 
-@dataclass(frozen=True)
-class Reply:
-    """Greedy tokens [n], and the logits [n, n_vocab] that each was chosen from."""
-
-    tokens: list[int]
-    logits: NDArray[np.float32]
+Logits = NDArray[np.float32]  # [n_reply, n_vocab]: those that each token of a reply was chosen from
 
 
 @dataclass(frozen=True)
 class Job:
     path: Path
+    threads: int
     kv: str
     prompt: list[int]
     n_reply: int
@@ -74,7 +69,7 @@ class Agreement:
         return f"{where}: token {self.first} is another one, {gaps}"
 
 
-def compare(kv: str, cache: str, text: int, exact: NDArray[np.float32], other: NDArray[np.float32]) -> Agreement:
+def compare(kv: str, cache: str, text: int, exact: Logits, other: Logits) -> Agreement:
     said, others = exact.argmax(-1), other.argmax(-1)
     spread = exact.max(-1) - exact.min(-1)
     off = np.abs(exact - other).max(-1)
@@ -90,38 +85,27 @@ def compare(kv: str, cache: str, text: int, exact: NDArray[np.float32], other: N
     return Agreement(kv, cache, text, len(said), same, first, exact_gap, device_gap, gap, *offs)
 
 
-def follow(session: Session, n: int, choose: Callable[[int, NDArray[np.float32]], int]) -> Reply:
-    """n tokens that choose(i, logits) takes."""
-    tokens: list[int] = []
-    rows = []
-    for i in range(n):
-        rows.append(session.logits.copy())
-        tokens.append(choose(i, rows[-1]))
-        if i + 1 < n:
-            session.decode(tokens[-1])
-    return Reply(tokens, np.stack(rows))
-
-
-@lru_cache(1)
-def exact_model(path: Path) -> Model:
-    return Model(path, device="cpu")
-
-
-def exact_reply(job: Job) -> Reply:
+def exact_reply(job: Job) -> Logits:
     """Runs in the process of the portable kernels."""
-    with exact_model(job.path).session(n_ctx=job.n_ctx, kv=KvOptions.parse(job.kv)) as session:
+    model = plain_model(job.path, job.threads)
+    with model.session(n_ctx=job.n_ctx, kv=KvOptions.parse(job.kv)) as session:
         session.prefill(job.prompt)
         session.save(job.file)
-        return follow(session, job.n_reply, lambda _, logits: int(logits.argmax()))
+        rows = [session.logits]
+        while len(rows) < job.n_reply:
+            session.decode(int(rows[-1].argmax()))
+            rows.append(session.logits)
+        return np.stack(rows)
 
 
-def measure(model: Model, job: Job, text: int, exact: Reply) -> Iterator[Agreement]:
+def measure(model: Model, job: Job, text: int, exact: Logits) -> Iterator[Agreement]:
+    said = exact.argmax(-1).tolist()
     own = model.session(n_ctx=job.n_ctx, kv=KvOptions.parse(job.kv))
     own.prefill(job.prompt)
     for cache, session in zip(CACHES, (own, model.load_session(job.file)), strict=True):
         with session:
-            other = follow(session, job.n_reply, lambda i, _: exact.tokens[i])
-        yield compare(job.kv, cache, text, exact.logits, other.logits)
+            other = np.vstack([session.logits, session.score(said[:-1])])
+        yield compare(job.kv, cache, text, exact, other)
 
 
 def row(made: list[Agreement]) -> list[str]:
@@ -163,7 +147,7 @@ def main() -> None:
         for kv in args.kv:
             for text in range(args.texts):
                 prompt = ids[text * args.prompt : (text + 1) * args.prompt]
-                job = Job(args.model, kv, prompt, args.reply, Path(folder) / "talk.zcs")
+                job = Job(args.model, model.info.threads, kv, prompt, args.reply, Path(folder) / "talk.zcs")
                 for one in measure(model, job, text, exact.submit(exact_reply, job).result()):
                     found.append(one)
                     console.print(str(one), markup=False)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 from .. import _core
 from .._core import ModelError
+from ..model import Model
 
 PORTABLE = "ref"
 
@@ -25,6 +28,12 @@ def portable_process() -> Iterator[ProcessPoolExecutor]:
             yield executor
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
+
+
+@functools.cache
+def plain_model(path: Path, threads: int) -> Model:
+    """On the CPU, with the weights as the file lays them out: for use in that process, which keeps it."""
+    return Model(path, device="cpu", threads=threads, repack=False)
 
 
 def _choose() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,7 @@ from ..session import KvStats
 from ..teacher_forced import Given, log_probs, log_softmax
 from ..work import Work
 from .part import Check, Part
-from .reference import portable_process
+from .reference import plain_model, portable_process
 
 # The bound of the mean KL(cpu || device). Other kernels round activations to 8 bits, and queries and probabilities too,
 # where they fall otherwise: so many times what the control's order of sums does, and what the policy's codes cost. A
@@ -78,17 +77,12 @@ def say(model: Model, ids: Sequence[int], n: int) -> Scored:
         return Scored(np.stack(rows), session.kv_stats())
 
 
-@functools.cache
-def _plain(path: Path, threads: int) -> Model:
-    return Model(path, device="cpu", threads=threads, repack=False)
-
-
 def _score_plainly(path: Path, threads: int, policy: str, given: Given, decoded: int = 0) -> Scored:
-    return score(_plain(path, threads), policy, given, decoded)
+    return score(plain_model(path, threads), policy, given, decoded)
 
 
 def _say_plainly(path: Path, threads: int, ids: Sequence[int], n: int) -> Scored:
-    return say(_plain(path, threads), ids, n)
+    return say(plain_model(path, threads), ids, n)
 
 
 def test(path: Path, device: Model, size: Size, progress: Callable[[float], None]) -> Part:
